@@ -1,0 +1,385 @@
+"""Rules: which kernels are factorized, as which kind, at which rank; resolved into a table.
+
+Rules are matched in order against the path of every leaf, the first match wins, and nothing is
+silent: a rule that matches nothing or is wholly shadowed, a kernel that does not fit its kind, and a
+weight that is factorized in another way already, are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowrank_jax import svd
+from lowrank_jax.factored_svd import factored_svd
+from lowrank_jax.ranks import RankRule, break_even_rank, parameters, require_rank_rule
+from lowrank_jax.tree import kernels, near_misses
+from lowrank_jax.weights import FactorizedWeight, LowRank, is_factorized, kinds
+from lowrank_jax.weights.two_factor import TwoFactorWeight
+
+
+class Rule:
+    """Kernels whose whole path matches ``pattern`` are stored as ``kind`` at ``rank``.
+
+    Args:
+      pattern: a regular expression for the whole path, e.g. ``r"block_\\d+/conv[12]/kernel"``.
+      rank: a rank rule, or ``None`` to keep the matching kernels dense.
+      kind: the kind of weight.
+      depth: number of factors, 2, or 3 with the square middle factor.
+      **axes: static axes of the kind (``in_axes``, ``out_axes`` of ``LowRank``). A kernel that is
+        not a matrix needs them, because its shape does not say which axes are inputs.
+
+    Raises:
+      TypeError: ``rank`` is a bare number, or an axis is not one of the kind's.
+      ValueError: the pattern is no regular expression, or depth is not 2 or 3.
+
+    >>> from lowrank_jax.ranks import RankScale
+    >>> Rule(r".*/kernel", RankScale(0.25))
+    Rule('.*/kernel', RankScale(scale=0.25), LowRank)
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        rank: RankRule | None,
+        kind: type[FactorizedWeight] = LowRank,
+        *,
+        depth: int = 2,
+        **axes: int,
+    ):
+        if rank is not None:
+            require_rank_rule(rank)
+        if depth not in (2, 3):
+            raise ValueError(f"Rule({pattern!r}): depth={depth!r}, expected 2 or 3 factors")
+        if not (isinstance(kind, type) and issubclass(kind, FactorizedWeight)):
+            raise TypeError(f"Rule({pattern!r}): kind={kind!r} is not a kind of weight")
+        unknown = sorted(set(axes) - set(kind.static_fields))
+        if unknown:
+            has = ", ".join(kind.static_fields) or "none"
+            raise TypeError(
+                f"Rule({pattern!r}): {kind.__name__} has no axes {', '.join(unknown)}; it has: {has}"
+            )
+        try:
+            self.regex = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"Rule({pattern!r}): not a regular expression: {error}") from error
+        self.pattern, self.rank, self.kind = pattern, rank, kind
+        self.depth, self.axes = depth, axes
+
+    def matches(self, path: str) -> bool:
+        return self.regex.fullmatch(path) is not None
+
+    def __repr__(self) -> str:
+        extra = "".join(f", {name}={value}" for name, value in self.axes.items())
+        if self.depth != 2:
+            extra += f", depth={self.depth}"
+        return f"Rule({self.pattern!r}, {self.rank}, {self.kind.__name__}{extra})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One factorized kernel of a table.
+
+    Attributes:
+      path: of the kernel in the tree.
+      kind: the kind of weight.
+      axes: its static axes.
+      shape: of the dense kernel, batch axes included.
+      rank, depth: of the weight.
+    """
+
+    path: str
+    kind: type[FactorizedWeight]
+    axes: dict[str, int]
+    shape: tuple[int, ...]
+    rank: int
+    depth: int
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the factors."""
+        return parameters(self.kind, self.shape, self.rank, self.depth, **self.axes)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the dense kernel."""
+        return math.prod(self.shape)
+
+    @functools.cached_property
+    def break_even_rank(self) -> int:
+        """The smallest rank at which the factors are no smaller than the dense kernel."""
+        return break_even_rank(self.shape, self.kind, self.depth, **self.axes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "path": self.path,
+            "kind": self.kind.__name__,
+            "axes": self.axes,
+            "shape": list(self.shape),
+            "rank": self.rank,
+            "depth": self.depth,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What is factorized in a tree, and how: the resolved form of rules.
+
+    Attributes:
+      rows: the factorized kernels, in the order of the tree.
+      other_parameters: the number of parameters in all leaves that are not factorized.
+    """
+
+    rows: tuple[Row, ...]
+    other_parameters: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole tree, factorized."""
+        return self.other_parameters + sum(row.parameters for row in self.rows)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Parameters of the whole tree, dense."""
+        return self.other_parameters + sum(row.dense_parameters for row in self.rows)
+
+    @property
+    def ratio(self) -> float:
+        """Parameters after, as a share of those before."""
+        return self.parameters / self.dense_parameters if self.dense_parameters else 1.0
+
+    def row(self, path: str) -> Row | None:
+        """The row of a path, or None if the table leaves it dense."""
+        return self._by_path.get(path)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, Row]:
+        return {row.path: row for row in self.rows}
+
+    def differences(self, other: Table) -> list[str]:
+        """What would not fit if weights stored under ``other`` were read under this table."""
+        lines = []
+        for path in dict.fromkeys([*self._by_path, *other._by_path]):
+            mine, theirs = self.row(path), other.row(path)
+            if mine != theirs:
+                lines.append(f"{path}: expected {_phrase(mine)}, found {_phrase(theirs)}")
+        if not lines and self.other_parameters != other.other_parameters:
+            lines.append(
+                f"parameters outside the factorized kernels: expected {self.other_parameters}, "
+                f"found {other.other_parameters}"
+            )
+        return lines
+
+    def to_json(self) -> str:
+        """JSON text; :meth:`from_json` reads it back."""
+        rows = [row.as_dict() for row in self.rows]
+        return json.dumps({"rows": rows, "other_parameters": self.other_parameters}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+          ValueError: the text is not such a table, or names an unknown kind of weight.
+        """
+        known = kinds()
+        try:
+            data = json.loads(text)
+            rows = []
+            for row in data["rows"]:
+                if row["kind"] not in known:
+                    raise ValueError(
+                        f"{row['path']}: unknown kind of weight {row['kind']!r}; known are "
+                        f"{', '.join(sorted(known))}"
+                    )
+                rows.append(
+                    Row(
+                        path=row["path"],
+                        kind=known[row["kind"]],
+                        axes=dict(row["axes"]),
+                        shape=tuple(row["shape"]),
+                        rank=int(row["rank"]),
+                        depth=int(row["depth"]),
+                    )
+                )
+            return cls(tuple(rows), int(data["other_parameters"]))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a factorization table: {error!r}") from error
+
+    def __str__(self) -> str:
+        header = ("kernel", "kind", "shape", "rank", "factors", "parameters", "of dense")
+        body = [
+            (
+                row.path,
+                row.kind.__name__ + "".join(f" {k}={v}" for k, v in row.axes.items() if v != 1),
+                "x".join(map(str, row.shape)),
+                f"{row.rank}{'*' if row.rank >= row.break_even_rank else ''}",
+                str(row.depth),
+                f"{row.parameters:,}",
+                f"{row.parameters / row.dense_parameters:.1%}",
+            )
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        lines = []
+        for cells in [header, *body]:
+            left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+            right = [cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True)]
+            lines.append("  ".join(left + right))
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(
+            f"{len(self.rows)} factorized kernels; parameters {self.parameters:,} of "
+            f"{self.dense_parameters:,} ({self.ratio:.2%})"
+        )
+        if any(row.rank >= row.break_even_rank for row in self.rows):
+            lines.append("* at or above break-even: no fewer parameters than the dense kernel")
+        return "\n".join(lines)
+
+
+def _phrase(row: Row | None) -> str:
+    if row is None:
+        return "a dense kernel"
+    axes = "".join(f", {name}={value}" for name, value in row.axes.items())
+    shape = "x".join(map(str, row.shape))
+    return f"{row.kind.__name__}(rank={row.rank}, depth={row.depth}{axes}) of a {shape} kernel"
+
+
+def describe(params: Any) -> Table:
+    """The table of what is factorized in a tree now.
+
+    >>> import jax.numpy as jnp
+    >>> describe({"w": LowRank(u=jnp.ones((4, 1)), vt=jnp.ones((1, 4))), "b": jnp.ones(4)}).ratio
+    0.6
+    """
+    leaves = kernels(params)
+    rows = tuple(_row_of(path, leaf) for path, leaf in leaves.items() if is_factorized(leaf))
+    return Table(rows, sum(_size(leaf) for leaf in leaves.values() if not is_factorized(leaf)))
+
+
+def resolve(params: Any, rules: Sequence[Rule]) -> Table:
+    """Matches rules against a tree.
+
+    Args:
+      params: a tree of arrays, ``ShapeDtypeStruct``, factorized weights, or boxes of them.
+      rules: tried in order for every path; the first match wins.
+
+    Returns:
+      The table of what will be factorized, weights that already are included.
+
+    Raises:
+      ValueError: a rule matches nothing or only what earlier rules took; a kernel cannot be stored
+        as asked; a weight is factorized in another way already.
+      TypeError: something is no rule, or a rule needs values where only shapes are known.
+
+    >>> from lowrank_jax.ranks import RankScale
+    >>> import jax.numpy as jnp
+    >>> params = {"dense": {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}}
+    >>> resolve(params, [Rule(".*/kernel", RankScale(0.25))]).parameters
+    40
+    """
+    rules = [rules] if isinstance(rules, Rule) else list(rules)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"{rule!r} is not a Rule: write Rule(pattern, rank, kind)")
+    leaves = kernels(params)
+    owners = {
+        path: next((rule for rule in rules if rule.matches(path)), None) for path in leaves
+    }
+    for rule in rules:
+        if any(owner is rule for owner in owners.values()):
+            continue
+        shadow = next((path for path in leaves if rule.matches(path)), None)
+        if shadow is not None:
+            raise ValueError(
+                f"{rule} is never used: every path it matches, such as {shadow}, is taken by the "
+                f"earlier {owners[shadow]}"
+            )
+        raise ValueError(f"{rule} matches no path; {near_misses(rule.pattern, leaves)}")
+
+    rows, other = [], 0
+    for path, leaf in leaves.items():
+        owner = owners[path]
+        row = _row_of(path, leaf) if is_factorized(leaf) else None
+        if owner is not None and (owner.rank is not None or row is not None):
+            row = _resolve_kernel(path, leaf, owner, row)
+        if row is None:
+            other += _size(leaf)
+        else:
+            rows.append(row)
+    return Table(tuple(rows), other)
+
+
+def _resolve_kernel(path: str, leaf: Any, rule: Rule, present: Row | None) -> Row:
+    if rule.rank is None:
+        raise ValueError(f"{path} is {_phrase(present)}, and {rule} keeps it dense: merge it first")
+    shape = tuple(leaf.shape)
+    axes = rule.axes
+    if rule.kind.static_fields and not axes:
+        if len(shape) != 2:
+            raise ValueError(
+                f"{path}: {rule} matches a kernel of shape {shape}, which is not a matrix: name "
+                "the kind (SpatialLowRank, ChannelLowRank) or the axes (in_axes=…, out_axes=…)"
+            )
+    axes = {name: axes.get(name, 1) for name in rule.kind.static_fields}
+    try:
+        rule.kind.check(shape, **axes)
+        spectrum = None
+        if not isinstance(jax.tree.leaves(leaf)[0], jax.ShapeDtypeStruct):
+            spectrum = functools.partial(_spectrum, path, leaf, rule.kind, axes)
+        rank = rule.rank.rank(rule.kind, shape, axes, rule.depth, spectrum)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    row = Row(path, rule.kind, axes, shape, rank, rule.depth)
+    if present is not None and row != present:
+        raise ValueError(
+            f"{path} is factorized already, as {_phrase(present)}, and {rule} asks for "
+            f"{_phrase(row)}: use refactorize to change ranks, or merge first"
+        )
+    return row
+
+
+def _spectrum(
+    path: str, leaf: Any, kind: type[FactorizedWeight], axes: dict[str, int]
+) -> np.ndarray:
+    check_values(path, leaf)
+    if isinstance(leaf, TwoFactorWeight):
+        return factored_svd(leaf)[1]
+    return svd.singular_values(kind.matricize(np.asarray(leaf), **axes))
+
+
+def check_values(path: str, kernel: Any) -> None:
+    """Raises unless the values of a kernel or weight are there to be read, and all finite.
+
+    Raises:
+      TypeError: it is being traced.
+      ValueError: an entry is infinite or no number.
+    """
+    for leaf in jax.tree.leaves(kernel):
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(
+                f"{path} is being traced (inside jit, grad or vmap): factorize outside, or plan "
+                "with jax.eval_shape; layers born factorized use initializers.factorized"
+            )
+        values = svd.working_precision(leaf)
+        bad = values.size - np.count_nonzero(np.isfinite(values))
+        if bad:
+            raise ValueError(f"{path}: {bad} of {values.size} entries are not finite")
+
+
+def _row_of(path: str, weight: FactorizedWeight) -> Row:
+    return Row(
+        path, type(weight), weight.axes, tuple(weight.shape), weight.rank, weight.depth
+    )
+
+
+def _size(leaf: Any) -> int:
+    return math.prod(np.shape(leaf)) if not hasattr(leaf, "shape") else math.prod(leaf.shape)

@@ -1,0 +1,117 @@
+"""Walking a parameter tree kernel by kernel: paths, factorized weights and partition boxes.
+
+A path is the string of keys from the root, joined by ``/``. A *box* is a leaf wrapper that carries
+the names of mesh axes beside an array (``flax.linen.Partitioned`` and its kin); it is known by what
+it offers (``unbox``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A kernel's
+path does not contain the box. When a kernel is factorized, the box goes inside the weight: each
+factor axis gets the name of the dense axis it comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from lowrank_jax.weights import FactorizedWeight, is_factorized
+
+Components = tuple[str, ...]
+
+
+def components(key_path: tuple[Any, ...]) -> Components:
+    """The keys of a JAX key path as strings.
+
+    >>> components((jax.tree_util.DictKey("a"), jax.tree_util.GetAttrKey("u")))
+    ('a', 'u')
+    """
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in key_path)
+
+
+def path_string(key_path: tuple[Any, ...]) -> str:
+    """``'block_1/conv1/kernel'`` for a JAX key path."""
+    return "/".join(components(key_path))
+
+
+def is_boxed(x: Any) -> bool:
+    """Whether ``x`` is a partition box."""
+    return all(hasattr(x, name) for name in ("unbox", "replace_boxed", "names"))
+
+
+def is_kernel(x: Any) -> bool:
+    """Where to stop when walking kernel by kernel: at factorized weights and at boxes."""
+    return is_factorized(x) or is_boxed(x)
+
+
+def unbox(x: Any) -> Any:
+    """The array in a box, a weight with its factors unboxed, anything else as it is."""
+    if is_boxed(x):
+        return x.unbox()
+    if is_factorized(x):
+        return jax.tree.map(lambda leaf: leaf.unbox() if is_boxed(leaf) else leaf, x, is_leaf=is_boxed)
+    return x
+
+
+def kernels(params: Any) -> dict[str, Any]:
+    """Every leaf by its path, a factorized weight counting as one leaf, boxes removed."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_kernel)
+    return {path_string(path): unbox(leaf) for path, leaf in leaves}
+
+
+def factorized_weights(params: Any) -> dict[str, FactorizedWeight]:
+    """The factorized weights of a tree by their paths, boxes removed."""
+    return {path: leaf for path, leaf in kernels(params).items() if is_factorized(leaf)}
+
+
+def map_kernels(function: Callable[[str, Any], Any], params: Any) -> Any:
+    """Maps ``function(path, kernel)`` over the kernels; boxes are taken off and put back on."""
+
+    def visit(key_path: tuple[Any, ...], leaf: Any) -> Any:
+        plain = unbox(leaf)
+        result = function(path_string(key_path), plain)
+        return leaf if result is plain else _rebox(leaf, result)
+
+    return jax.tree_util.tree_map_with_path(visit, params, is_leaf=is_kernel)
+
+
+def _rebox(original: Any, result: Any) -> Any:
+    """Boxes a new kernel like the one it replaces, with names that follow the axes."""
+    box, names = _box_and_names(original)
+    if box is None:
+        return result
+    if not is_factorized(result):
+        return dataclasses.replace(box, value=result, names=names)
+
+    def boxed(name: str, factor: Any) -> Any:
+        sources = result.factor_axes[name]
+        mine = tuple(names[s] if isinstance(s, int) else None for s in sources)
+        return dataclasses.replace(box, value=factor, names=mine)
+
+    return result.replace(**{name: boxed(name, factor) for name, factor in result.children()})
+
+
+def _box_and_names(original: Any) -> tuple[Any, tuple[Any, ...]]:
+    """One of the boxes of a kernel, and the names of the dense kernel's axes."""
+    if is_boxed(original):
+        return original, tuple(original.names)
+    box, names = None, {}
+    if is_factorized(original):
+        sources = unbox(original).factor_axes
+        for name, factor in original.children():
+            if is_boxed(factor):
+                box = factor
+                named = zip(sources[name], factor.names, strict=True)
+                names |= {axis: axis_name for axis, axis_name in named if isinstance(axis, int)}
+    return box, tuple(names[axis] for axis in sorted(names))
+
+
+def near_misses(wanted: str, paths: Iterable[str]) -> str:
+    """A phrase that lists the paths most like a pattern or path that was not found."""
+    plain = wanted.replace("\\d+", "1").replace(".*", "").replace("\\", "")
+    close = difflib.get_close_matches(plain, list(paths), n=5, cutoff=0.3)
+    if close:
+        return "near misses: " + ", ".join(close)
+    some = sorted(paths)[:5]
+    return "the tree has " + (", ".join(some) if some else "no leaves at all")
