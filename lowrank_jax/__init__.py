@@ -1,0 +1,79 @@
+"""lowrank_jax: training neural networks with factorized (low-rank) weights in JAX.
+
+Low rank lives in the parameters. A kernel in a parameter tree is an array or a *factorized weight*,
+a pytree node that holds its factors and knows what dense kernel they stand for:
+
+* :func:`factorize` turns dense kernels into weights (spectral initialization by default),
+  :func:`merge` turns them back;
+* :func:`frobenius_decay` and :func:`decay` are Optax transforms for such trees;
+* :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
+  ``lowrank_jax.linen`` (imported by itself, it needs flax) has layers that do.
+
+Source: Khodak, Tenenholtz, Mackey and Fusi, "Initialization and Regularization of Factorized Neural
+Layers", ICLR 2021 (arXiv 2105.01029).
+"""
+
+from lowrank_jax import initializers
+from lowrank_jax.budget import target_ratio
+from lowrank_jax.factorize import factorize, merge, refactorize
+from lowrank_jax.initializers import regular, spectral, spectral_ones, variance_matched
+from lowrank_jax.norm_replay import replay_norms
+from lowrank_jax.products import Product, products_by_suffix
+from lowrank_jax.ranks import (
+    Energy,
+    FixedRank,
+    ParamFraction,
+    RankScale,
+    StableRank,
+    break_even_rank,
+)
+from lowrank_jax.rules import Rule, Table, describe, resolve
+from lowrank_jax.transforms import decay, frobenius_decay, frobenius_penalty
+from lowrank_jax.weights import (
+    ChannelLowRank,
+    FactorizedWeight,
+    LowRank,
+    SpatialLowRank,
+    conv_general_dilated,
+    dot_general,
+    is_factorized,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChannelLowRank",
+    "Energy",
+    "FactorizedWeight",
+    "FixedRank",
+    "LowRank",
+    "ParamFraction",
+    "Product",
+    "RankScale",
+    "Rule",
+    "SpatialLowRank",
+    "StableRank",
+    "Table",
+    "break_even_rank",
+    "conv_general_dilated",
+    "decay",
+    "describe",
+    "diagnostics",
+    "dot_general",
+    "factorize",
+    "frobenius_decay",
+    "frobenius_penalty",
+    "initializers",
+    "is_factorized",
+    "merge",
+    "products_by_suffix",
+    "refactorize",
+    "regular",
+    "replay_norms",
+    "resolve",
+    "restructure",
+    "spectral",
+    "spectral_ones",
+    "target_ratio",
+    "variance_matched",
+]
