@@ -1,0 +1,80 @@
+"""Every key of a config: its type, its default, what it means. The other configs refine this one.
+
+A key that is left at None has a type all the same, and gets its value from the protocol (see
+`experiments.arguments.settle`). The words a key accepts are listed in `experiments.arguments`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments import arguments
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """The shared base: a dense ResNet-20 on CIFAR-10."""
+    config = ConfigDict()
+
+    # The run. It goes to `workdir`, or where that is empty to a folder of its own under runs/.
+    config.name = "base"
+    config.task = "classification"
+    config.workdir = ""
+    config.seed = 1
+    # ours: a validation split is held out, the data set's own statistics, full batches.
+    # published: no split, ImageNet statistics, the partial last batch of an epoch is kept.
+    config.protocol = "ours"
+
+    # The dense model: depth 6n+2 (20, 32, 44, 56, 110); `width` multiplies every channel count.
+    config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1})
+
+    # Low rank. 0 keeps the network dense; below 1 is low rank, 1 full rank, above 1 wide.
+    config.rank_scale = 0.0
+    # flat: two factors, u @ vt. deep: a square matrix in between, u @ m @ vt.
+    config.variant = "flat"
+    config.init = "spectral"
+    # What spectral initialization does with ranks beyond the kernel's own: `complement` keeps the
+    # product and a live gradient; `zero` pads with directions that never train, as published.
+    config.overcomplete = "complement"
+
+    # Regularization, all with the coefficient `weight_decay`. On what is not factorized it is plain
+    # weight decay in every case; on factorized kernels it is
+    # none: nothing. plain: weight decay of each factor. frobenius: decay of the factors' product.
+    # crs: weight decay of each factor, scaled by the ratio of compressed to dense parameters.
+    config.decay = "frobenius"
+    config.weight_decay = 1e-4
+
+    # Data. `source` restricts where it is looked for; `dir` and `tfds_dir` say where ('' = in the
+    # usual places); download=never keeps off the network.
+    config.data = ConfigDict(
+        {"name": "cifar10", "source": "auto", "download": "auto", "dir": "", "tfds_dir": ""}
+    )
+    # The fraction of the training set that is held out. 0: train on everything and report the
+    # final epoch. None: 0.1 under protocol=ours, 0 under published.
+    config.validation = placeholder(float)
+    # Training images are zero-padded by `crop` pixels and cropped back at random; flipped or not.
+    config.augment = ConfigDict({"crop": 4, "flip": True})
+
+    # Optimization: SGD with momentum. The learning rate is multiplied by `milestone_factor` at the
+    # start of epoch int(fraction * epochs), for each fraction in `milestones`.
+    config.epochs = 200
+    config.batch_size = 128
+    config.learning_rate = 0.1
+    config.momentum = 0.9
+    config.milestones = (0.5, 0.75)
+    config.milestone_factor = 0.1
+    # The first epochs run at a small constant rate. None: one epoch from depth 56 on, else none.
+    config.warmup_epochs = placeholder(int)
+    config.warmup_learning_rate = 0.01
+
+    # Execution. None of these changes what is computed.
+    config.eval_batch_size = 500
+    config.steps_per_dispatch = 16  # an upper bound on training steps per call into the device
+    config.checkpoint_every_epochs = 1
+    config.keep_checkpoints = 2
+    config.diagnostics_every_epochs = 1  # norms and spectra of the kernels
+    # The lower end of the final test accuracy that this config reaches (a fraction), printed at
+    # the start of a run. 0 prints nothing.
+    config.expected_accuracy = 0.0
+    # Devices per mesh axis; -1 takes all that the other axes leave.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    return arguments.apply(config, arg)

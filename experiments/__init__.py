@@ -1,0 +1,1 @@
+"""Experiments: the training loop, data sets, models and commands around `lowrank_jax`."""

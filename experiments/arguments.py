@@ -1,0 +1,244 @@
+"""The vocabulary of the configs: typed arguments, and the values each key accepts.
+
+A config is one `ml_collections.ConfigDict` whose keys are defined, with their types, in
+`configs/base.py`. It is refined twice: by the argument behind the config's file name,
+
+    --config=configs/cifar_resnet.py:depth=20,rank_scale=0.111,data=fashion_small
+
+(`apply`, called by the config file), and by flags of the form `--config.epochs=3` (parsed by
+`ml_collections.config_flags`). Since the flags come last, `settle` looks at the outcome as a whole:
+it checks every value and fills in the ones that follow from the protocol.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.errors import RunError
+
+# The words a key accepts. `data.name` and `model.name` are checked where those are looked up.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "protocol": ("ours", "published"),
+    "variant": ("flat", "deep"),
+    "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
+    "overcomplete": ("complement", "zero"),
+    "decay": ("none", "plain", "frobenius", "crs"),
+    "data.source": ("auto", "tfds", "files", "embedded"),
+    "data.download": ("auto", "never"),
+}
+
+# Keys that say where and how a run is carried out, not what it computes. Two runs that differ in
+# nothing else are the same experiment.
+OPERATIONAL = (
+    "name",
+    "workdir",
+    "data.source",
+    "data.download",
+    "data.dir",
+    "data.tfds_dir",
+    "eval_batch_size",
+    "steps_per_dispatch",
+    "checkpoint_every_epochs",
+    "keep_checkpoints",
+    "diagnostics_every_epochs",
+    "expected_accuracy",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+)
+
+# Bounds as (test, words); a value that fails its test is refused with the words.
+_BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank_scale": (lambda v: v >= 0, "0 (the dense network) or a positive number"),
+    "weight_decay": (lambda v: v >= 0, "0 or a positive number"),
+    "validation": (lambda v: 0 <= v < 1, "a fraction of the training set: 0 <= validation < 1"),
+    "learning_rate": (lambda v: v > 0, "a positive number"),
+    "momentum": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "milestones": (
+        lambda v: all(0 < x <= 1 for x in v) and list(v) == sorted(v),
+        "ascending fractions of the run, each in (0, 1]",
+    ),
+    "milestone_factor": (lambda v: v > 0, "a positive number"),
+    "warmup_epochs": (lambda v: v >= 0, "0 or a positive whole number"),
+    "warmup_learning_rate": (lambda v: v > 0, "a positive number"),
+    "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
+} | {
+    key: (lambda v: v >= 1, "a whole number, at least 1")
+    for key in (
+        "model.width",
+        "epochs",
+        "batch_size",
+        "eval_batch_size",
+        "steps_per_dispatch",
+        "checkpoint_every_epochs",
+        "keep_checkpoints",
+        "diagnostics_every_epochs",
+    )
+}
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """A nested config, or the dict read from a `config.json`, as {dotted key: value}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            # JSON has no tuples; a config and its own config.json must compare equal.
+            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def differences(
+    one: Mapping[str, Any] | ConfigDict,
+    other: Mapping[str, Any] | ConfigDict,
+    ignore: Iterable[str] = OPERATIONAL,
+) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configs differ: {dotted key: (value in one, value in other)}.
+
+    A key that only one of them has counts as None in the other.
+    """
+    a, b = flatten(one), flatten(other)
+    keys = sorted((a.keys() | b.keys()) - set(ignore))
+    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+
+
+def apply(
+    config: ConfigDict,
+    text: str | None,
+    presets: Mapping[str, Callable[[ConfigDict], None]] | None = None,
+) -> ConfigDict:
+    """Refines `config` in place by an argument such as 'depth=32,decay=frobenius', and returns it.
+
+    A name is the dotted path of a key ('data.dir'), or its last part where that is unique
+    ('depth'), or a group, which stands for its name ('data' for 'data.name'). The default of a key
+    fixes its type. Presets are named refinements ('runlocal', 'runlocal=True') that come before
+    the other arguments, wherever they stand, so that an explicit argument always wins.
+
+    Raises:
+      RunError: for an unknown or ambiguous name, a name given twice, or a value of the wrong type.
+
+    Example:
+      >>> config = apply(ConfigDict({'epochs': 200, 'data': {'name': 'cifar10'}}), 'data=digits')
+      >>> config.data.name, config.epochs
+      ('digits', 200)
+    """
+    presets = presets or {}
+    names = _names(config)
+    values: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if name in presets:
+            key = name
+        elif name not in names:
+            raise RunError(_unknown(name, [*names, *presets]))
+        elif len(names[name]) > 1:
+            raise RunError(
+                f"config argument {name!r} is ambiguous: write one of {', '.join(names[name])}"
+            )
+        else:
+            key = names[name][0]
+        if key in values:
+            raise RunError(f"config argument {name!r} is given twice in {text!r}")
+        if not equals:
+            if key not in presets and not isinstance(flatten(config)[key], bool):
+                raise RunError(f"config argument {name!r} has no value: write {name}=VALUE")
+            value = "True"
+        values[key] = value
+    for name, preset in presets.items():
+        if _parse(name, values.pop(name, "False"), bool):
+            preset(config)
+    for key, value in values.items():
+        group, _, last = key.rpartition(".")
+        owner = config[group] if group else config
+        owner[last] = _check(key, _parse(key, value, owner.get_type(last)))
+    return config
+
+
+def settle(config: ConfigDict) -> ConfigDict:
+    """A copy of `config` that is whole and consistent: what a run computes from and writes down.
+
+    Checks every value against its choices and bounds, and fills in the keys left at None:
+    `validation` (0.1 under protocol=ours, 0 under published) and `warmup_epochs` (1 for a
+    ResNet of depth 56 or more, otherwise 0). Settling a settled config changes nothing.
+
+    Raises:
+      RunError: names the key, the value found and what is accepted.
+    """
+    config = config.copy_and_resolve_references()
+    published = config.protocol == "published"
+    if config.validation is None:
+        config.validation = 0.0 if published else 0.1
+    if config.warmup_epochs is None:
+        config.warmup_epochs = int(config.model.name == "resnet" and config.model.depth >= 56)
+    for key, value in flatten(config).items():
+        _check(key, value)
+    if published and config.validation != 0:
+        raise RunError(
+            f"validation={config.validation:g} with protocol=published: the published protocol "
+            "trains on the whole training set; leave validation out or use protocol=ours"
+        )
+    if config.rank_scale == 0 and config.variant != "flat":
+        raise RunError(
+            f"variant={config.variant} with rank_scale=0: the dense network has no factors; "
+            "give a rank_scale (1.0 for the published deep network)"
+        )
+    return config
+
+
+def _names(config: ConfigDict) -> dict[str, list[str]]:
+    """Every name an argument may have, with the dotted keys it could mean."""
+    keys = list(flatten(config))
+    names: dict[str, list[str]] = {}
+    for key in keys:
+        names.setdefault(key.rpartition(".")[2], []).append(key)
+    names |= {group: [f"{group}.name"] for group in config if f"{group}.name" in keys}
+    return names | {key: [key] for key in keys}  # a full path means itself
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    short = sorted({key for key in known if "." not in key})
+    return f"unknown config argument {name!r}{hint}; known are {', '.join(short)}"
+
+
+def _parse(key: str, text: str, kind: type) -> Any:
+    """The value of type `kind` that `text` stands for."""
+    if kind is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() in words:
+            return words[text.lower()]
+        raise RunError(f"config argument {key}={text!r}: expected True or False")
+    if kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            expected = "a whole number" if kind is int else "a number"
+            raise RunError(f"config argument {key}={text!r}: expected {expected}") from None
+        return number
+    if kind is str:
+        return text
+    raise RunError(
+        f"config argument {key!r} takes a {kind.__name__}: write --config.{key}=... instead"
+    )
+
+
+def _check(key: str, value: Any) -> Any:
+    """Returns `value` if the key accepts it."""
+    if key in CHOICES and value not in CHOICES[key]:
+        near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise RunError(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}{hint}")
+    if key in _BOUNDS:
+        accepts, words = _BOUNDS[key]
+        if not accepts(value):
+            raise RunError(f"{key}={value!r}: expected {words}")
+    return value

@@ -1,0 +1,176 @@
+"""Checkpoints: the training state in Orbax, with a manifest that says what it is a state of.
+
+Orbax restores factors of one kind into another kind without a word when their shapes agree. So beside
+the state lies a manifest with the factorization table, the config, the fingerprint of the data, and a
+digest of the state's bytes; all are compared before a run continues. A step folder appears in one
+rename, state and manifest together, so a kill leaves the previous checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+import lowrank_jax as lrj
+from experiments import files
+from experiments.errors import RunError
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What lies beside a state.
+
+    Attributes:
+      step: optimizer steps done.
+      table: the factorization table, as JSON text.
+      fingerprint: of the data.
+      progress: what the loop carries besides the state (sums of the running epoch, best epoch).
+      digest: SHA-256 over the leaves of the state.
+    """
+
+    step: int
+    table: str
+    fingerprint: str
+    progress: dict[str, Any]
+    digest: str
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+      folder: the run folder.
+      keep: how many of the newest to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
+        self._folder = folder.resolve() / FOLDER
+        # Orbax reports routine work as warnings; what matters here arrives as an exception.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "manifest": ocp.JsonCheckpointHandler(),
+                },
+            )
+
+    def latest(self) -> int | None:
+        """The step of the newest finished checkpoint."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, state: Any, *, table: lrj.Table, fingerprint: str, progress: dict[str, Any]
+    ) -> None:
+        """Writes a checkpoint; returns when it is on disk.
+
+        Raises:
+          RunError: it cannot be written; older checkpoints stay.
+        """
+        manifest = Manifest(step, table.to_json(), fingerprint, progress, digest(state))
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    manifest=ocp.args.JsonSave(dataclasses.asdict(manifest)),
+                ),
+            )
+            self._manager.wait_until_finished()
+
+    def restore(
+        self, step: int, target: Any, *, table: lrj.Table, fingerprint: str
+    ) -> tuple[Any, dict[str, Any]]:
+        """The state of a step, after everything it must agree with has been compared.
+
+        Args:
+          step: which checkpoint.
+          target: the abstract state, with shardings.
+          table: the factorization the target has.
+          fingerprint: of the data at hand.
+
+        Returns:
+          The state and the saved progress.
+
+        Raises:
+          RunError: the checkpoint is damaged, or of another factorization or other data.
+        """
+        place = f"checkpoint {self._folder / str(step)}"
+        advice = "nothing was changed; remove that folder to continue from an earlier one"
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
+            )
+            manifest = Manifest(**saved["manifest"])
+            saved_table = lrj.Table.from_json(manifest.table)
+        except Exception as error:
+            raise RunError(f"{place} has no readable manifest ({_short(error)}); {advice}") from error
+        differences = table.differences(saved_table)
+        if differences:
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise RunError(f"{place} is of another factorization: {differences[0]}{more}")
+        if manifest.fingerprint != fingerprint:
+            raise RunError(
+                f"{place} was trained on other data (fingerprint {manifest.fingerprint[:12]}…, "
+                f"here {fingerprint[:12]}…)"
+            )
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )["state"]
+        except Exception as error:
+            raise RunError(f"{place} cannot be read ({_short(error)}); {advice}") from error
+        if digest(restored) != manifest.digest:
+            raise RunError(f"{place} is damaged: its digest does not match; {advice}")
+        return restored, manifest.progress
+
+    def close(self) -> None:
+        self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with files.writing(self._folder):
+                yield
+        except RunError:
+            raise
+        except Exception as error:
+            # Orbax and TensorStore wrap the operating system's errors in their own.
+            raise RunError(f"cannot write {self._folder}: {_short(error)}") from error
+
+
+def digest(state: Any) -> str:
+    """SHA-256 over the paths, dtypes, shapes and bytes of all leaves."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "no space left" in text.lower():
+        return "no space left on device"
+    return f"{type(error).__name__}: {text[:200]}"

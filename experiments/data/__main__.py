@@ -1,0 +1,75 @@
+"""Command: what data is on this machine, and fetching what is not.
+
+    python -m experiments.data status [NAME] [--dir DIR] [--tfds-dir DIR]
+    python -m experiments.data fetch NAME [--dir DIR] [--tfds-dir DIR]
+
+`status` touches no network and reads no data. `fetch` loads the data set, from wherever `load`
+finds it, so that it is verified and in the cache. Exit code 2, with one message, if it cannot.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from experiments.data import cache, tfds_folder
+from experiments.data.catalog import Original, image_set, names
+from experiments.data.lookup import find_release, load
+from experiments.data.places import Places, short
+from experiments.errors import RunError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.data", description="Show or fetch data sets."
+    )
+    parser.add_argument("command", choices=("status", "fetch"))
+    parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(names())}")
+    parser.add_argument("--dir", help="cache and original files (LOWRANK_JAX_DATA_DIR)")
+    parser.add_argument("--tfds-dir", help="prepared TFDS data (TFDS_DATA_DIR)")
+    options = parser.parse_args(arguments)
+    if options.command == "fetch" and options.name is None:
+        parser.error(f"fetch needs a NAME: one of {', '.join(names())}")
+    try:
+        if options.command == "fetch":
+            print(_fetched(options.name, options.dir, options.tfds_dir))
+        else:
+            places = Places.of(options.dir, options.tfds_dir)
+            for name in (options.name,) if options.name else names():
+                print(f"{name:<14}{_status(name, places)}")
+    except RunError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
+    data = load(name, dir=data_dir, tfds_dir=tfds_dir)
+    return "\n".join(
+        (
+            f"{name}: {len(data.train_images)} training and {len(data.test_images)} test images "
+            f"of {data.train_images.shape[1:]}, {data.num_classes} classes",
+            f"  origin       {data.origin}",
+            f"  fingerprint  {data.fingerprint}",
+        )
+    )
+
+
+def _status(name: str, places: Places) -> str:
+    original = image_set(name).provider
+    if not isinstance(original, Original):
+        return "embedded"
+    folder = places.data_dir / name
+    if cache.exists(folder):
+        return f"cached in {short(folder)}"
+    prepared = tfds_folder.find(places.tfds_dir / name)
+    if prepared is not None:
+        return f"prepared TFDS data in {short(prepared)}"
+    found = find_release(original, places)
+    if found is not None:
+        return f"original files in {short(found[1])}"
+    return f"not on this machine: python -m experiments.data fetch {name}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Downloading an original file, only after a quick look whether its server answers.
+
+The look bounds the wait on a machine without a network: a time-out of `requests` covers neither
+the name lookup nor several addresses of one host, so the request runs in a thread of its own.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import requests
+
+from experiments.data import checksums
+from experiments.data.catalog import OriginalFile
+from experiments.data.errors import DataUnavailable
+
+REACH_SECONDS = 5.0
+_STALL_SECONDS = 60.0
+_BLOCK_BYTES = 1 << 20
+
+
+def obstacle(url: str) -> str | None:
+    """Why `url` cannot be fetched, found out within `REACH_SECONDS`; None if it can.
+
+    Proxies of the environment are honoured.
+    """
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            answer = requests.head(url, timeout=REACH_SECONDS, allow_redirects=True)
+            outcome.append(f"HTTP {answer.status_code}" if answer.status_code >= 400 else None)
+        except Exception as error:  # whatever it is, the file cannot be had
+            elapsed = time.monotonic() - start
+            outcome.append(f"{_root_name(error)}: no connection after {elapsed:.1f} s")
+
+    start = time.monotonic()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(REACH_SECONDS)
+    return outcome[0] if outcome else f"Timeout: no connection after {REACH_SECONDS:.1f} s"
+
+
+def _root_name(error: BaseException) -> str:
+    """The name of the error at the bottom of what requests and urllib3 wrap around it."""
+    inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
+    return _root_name(inner) if isinstance(inner, BaseException) else type(error).__name__
+
+
+def fetch(file: OriginalFile, folder: Path) -> Path:
+    """Downloads a file into `folder`, which holds it only once it is complete and verified.
+
+    Prints progress on stderr.
+
+    Raises:
+      DataUnavailable: the connection failed.
+      DataCorrupt: the checksum is wrong; nothing is kept.
+      OSError: the file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            _stream(file, out)
+        checksums.verify(Path(temporary), file)
+        target = folder / file.name
+        os.replace(temporary, target)
+        return target
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _stream(file: OriginalFile, out: IO[bytes]) -> None:
+    done, shown = 0, 0.0
+    try:
+        with requests.get(file.url, stream=True, timeout=_STALL_SECONDS) as answer:
+            answer.raise_for_status()
+            for block in answer.iter_content(_BLOCK_BYTES):
+                out.write(block)
+                done += len(block)
+                if time.monotonic() - shown > 1.0 or done == file.size:
+                    shown = time.monotonic()
+                    percent = 100 * done / file.size
+                    print(f"{file.name}: {done / 2**20:.0f} MB, {percent:.0f} %", file=sys.stderr)
+    except requests.RequestException as error:
+        raise DataUnavailable(
+            f"{file.url}: the download broke off after {done} of {file.size} bytes "
+            f"({_root_name(error)}); try again"
+        ) from error

@@ -1,0 +1,132 @@
+"""Prepared TFDS folders of image sets, read without TensorFlow.
+
+A folder `NAME/VERSION` holds `dataset_info.json` (file format, examples per shard) and the shards,
+`NAME-SPLIT.FORMAT-00000-of-00001`, of serialized `tf.train.Example` records with a PNG in `image`
+and an integer in `label`. TFDS writes the examples in the order of the md5 of split name and
+example number (`tensorflow_datasets.core.hashing`). The order of the original files is restored
+from the field `id` where there is one, as in CIFAR (`train_00000`), and else from that hash.
+"""
+
+import hashlib
+import io
+import json
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from experiments.data.embedded_sets import Arrays
+from experiments.data.errors import DataCorrupt
+from experiments.errors import RunError
+
+FORMATS = ("array_record", "tfrecord")
+Order = Literal["id", "hash"]
+
+
+def find(folder: Path) -> Path | None:
+    """The newest prepared version in `tfds_dir/NAME`, or None."""
+    prepared = [
+        path.parent
+        for path in folder.glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+    ]
+    return max(prepared, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
+
+
+def read(folder: Path, name: str, order: Order) -> Arrays:
+    """Training images `(N, H, W, C)`, labels, test images and labels, in the original order.
+
+    Raises `DataCorrupt` if the folder is incomplete or in another format, `RunError` if a package
+    for reading it is not installed.
+    """
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        file_format = info.get("fileFormat", "tfrecord")  # not yet written by early releases
+        sizes = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+        train_size, test_size = sizes["train"], sizes["test"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataCorrupt(f"{folder}/dataset_info.json: not understood ({error!r})") from error
+    if file_format not in FORMATS:
+        raise DataCorrupt(
+            f"{folder}: prepared in the format {file_format!r}; expected {' or '.join(FORMATS)}"
+        )
+    train_images, train_labels = _split(folder, name, "train", file_format, train_size, order)
+    test_images, test_labels = _split(folder, name, "test", file_format, test_size, order)
+    return train_images, train_labels, test_images, test_labels
+
+
+def _split(
+    folder: Path, name: str, split: str, file_format: str, size: int, order: Order
+) -> tuple[np.ndarray, np.ndarray]:
+    where = f"{folder}/{name}-{split}.{file_format}-*"
+    images, labels, ids = [], [], []
+    try:
+        from PIL import Image  # with TFDS slow to import, and needed here only
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        for record in _records(folder, f"{name}-{split}.{file_format}-*-of-*", file_format):
+            features = tf_example_pb2.Example.FromString(record).features.feature
+            with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
+                images.append(np.asarray(image))
+            labels.append(features["label"].int64_list.value[0])
+            ids.extend(features["id"].bytes_list.value)
+        pixels = np.stack(images)
+    except ImportError as error:
+        raise RunError(
+            f"{where}: reading prepared TFDS data needs the package {error.name!r}: "
+            "pip install 'lowrank_jax[experiments]'"
+        ) from error
+    except (OSError, ValueError, IndexError, RuntimeError, struct.error) as error:
+        raise DataCorrupt(f"{where}: damaged or not images with labels ({error})") from error
+    except Exception as error:
+        # protobuf's DecodeError has no public home that is the same in all releases
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise DataCorrupt(f"{where}: damaged ({error})") from error
+    if len(labels) != size or (order == "id" and len(ids) != size):
+        raise DataCorrupt(f"{where}: {len(labels)} examples, dataset_info.json says {size}")
+    rank = np.argsort(ids) if order == "id" else _original_positions(split, size)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return pixels[rank], np.asarray(labels, np.int32)[rank]
+
+
+def _original_positions(split: str, size: int) -> np.ndarray:
+    """`positions[i]` is where TFDS has put example `i` of the original file."""
+    hashes = [hashlib.md5(f"{split}{number}".encode()).digest() for number in range(size)]
+    stored = sorted(range(size), key=hashes.__getitem__)
+    return np.argsort(stored)
+
+
+def _records(folder: Path, pattern: str, file_format: str) -> Iterator[bytes]:
+    for path in sorted(folder.glob(pattern)):
+        yield from _READERS[file_format](path)
+
+
+def _array_records(path: Path) -> Iterator[bytes]:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    try:
+        yield from reader.read_all()
+    finally:
+        reader.close()
+
+
+def _tf_records(path: Path) -> Iterator[bytes]:
+    """Frames of a TFRecord file: length (uint64), its CRC, the record, its CRC.
+
+    The CRCs are not looked at: a PNG carries its own, which are checked when it is decoded.
+    """
+    with path.open("rb") as file:
+        while header := file.read(12):
+            (length,) = struct.unpack("<Q4x", header)
+            record = file.read(length)
+            if len(record) != length or len(file.read(4)) != 4:
+                raise ValueError(f"{path.name} ends inside a record")
+            yield record
+
+
+_READERS = {"array_record": _array_records, "tfrecord": _tf_records}

@@ -1,0 +1,57 @@
+"""The message for a data set that is not here: what was looked for, and what to do."""
+
+from experiments.data.catalog import Original, Release
+from experiments.data.places import Places, short
+
+
+def explain(name: str, original: Original, places: Places, source: str, download: str) -> str:
+    """The text of `DataUnavailable`.
+
+    Args:
+      name: the data set.
+      original: its entry.
+      places: where was looked.
+      source: `auto`, `tfds` or `files`: places of another kind were not tried.
+      download: why it was not downloaded.
+    """
+    skipped = f"not tried (data.source={source})"
+    tfds = skipped if source == "files" else "not there"
+    files = skipped if source == "tfds" else "not there"
+    first, *others = (short(folder) for folder in places.file_folders(original))
+    wanted = ", ".join(file.name for release in original.releases for file in release.files)
+    prepared = short(places.tfds_dir / name / "*")
+    url = original.releases[0].files[0].url
+    lines = [
+        f"dataset {name!r} is not on this machine and cannot be fetched.",
+        "  Looked for:",
+        f"    prepared TFDS data    {prepared}  (array_record or tfrecord): {tfds}",
+        f"    original files        {first}/{{{wanted}}}: {files} (nor in {', '.join(others)})",
+        f"    download              {url}: {skipped if source == 'tfds' else download}",
+        "  What to do (any one):",
+    ]
+    for number, advice in enumerate(_advice(name, original, places), start=1):
+        lines.append(f"    {number}. {'or ' if number > 1 else ''}{advice}")
+    return "\n".join(lines)
+
+
+def _advice(name: str, original: Original, places: Places) -> list[str]:
+    size = sum(file.size for file in original.releases[0].files) / 2**20
+    advice = [] if original.install is None else [original.install]
+    advice.append(
+        f"on a machine with internet: python -m experiments.data fetch {name}   ({size:.0f} MB), "
+        f"then copy {short(places.data_dir)} here"
+    )
+    target = short(places.download_folder(original))
+    advice += [_put(release, target) for release in original.releases]
+    advice.append(
+        "choose data that needs no download: --config.data.name="
+        f"{' | '.join(original.instead)} (results are then NOT comparable with {name})"
+    )
+    return advice
+
+
+def _put(release: Release, folder: str) -> str:
+    names = ", ".join(file.name for file in release.files)
+    if len(release.files) > 1:
+        return f"put {names} into {folder}"
+    return f"put {names} into {folder}   [{release.files[0].checksum}]"

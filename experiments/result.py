@@ -1,0 +1,160 @@
+"""`result.json`: what a run computed, from what, with what, and on what.
+
+    {"name", "seed", "config", "data": {"name", "origin", "fingerprint"},
+     "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
+     "final": {"split", "accuracy", "loss", "epoch", "step"},
+     "best": {"split", "accuracy", "epoch"} or null where nothing was held out,
+     "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
+
+Accuracies are fractions; multiply-adds are those of one example's forward pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FILE_NAME = "result.json"
+
+_DISTRIBUTIONS = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax",
+    "optax": "optax",
+    "orbax": "orbax-checkpoint",
+    "numpy": "numpy",
+    "lowrank_jax": "lowrank_jax",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The data set that was really loaded: its name, where it came from, and its fingerprint."""
+
+    name: str
+    origin: str
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Final:
+    """The state at the end of training, measured on `split`."""
+
+    split: str
+    accuracy: float
+    loss: float
+    epoch: float
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best accuracy seen after any epoch on `split`, which was not trained on."""
+
+    split: str
+    accuracy: float
+    epoch: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The content of `result.json`; `as_dict` adds versions, commit and hardware."""
+
+    name: str
+    seed: int
+    config: Mapping[str, Any]
+    data: Data
+    parameters: int
+    dense_parameters: int
+    multiply_adds: int
+    dense_multiply_adds: int
+    final: Final
+    best: Best | None
+    steps: int
+    epochs: float
+    wall_time_s: float
+    compile_time_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
+            "data": dataclasses.asdict(self.data),
+            "final": dataclasses.asdict(self.final),
+            "best": dataclasses.asdict(self.best) if self.best else None,
+            "ratio": self.parameters / self.dense_parameters,
+            "versions": versions(),
+            "commit": commit(),
+            "hardware": hardware(),
+        }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages a result depends on; None where not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            found[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit(folder: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+    """The git commit of the source tree and whether tracked files differ from it.
+
+    Args:
+      folder: the checkout; by default the one this file lies in.
+
+    Returns:
+      {"hash": 40 hexadecimal digits, "dirty": bool}, or None where that is no checkout.
+    """
+    root = Path(folder) if folder is not None else Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # git would look in the folders above as well
+        return None
+    try:
+        revision = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"hash": revision, "dirty": bool(changes)}
+
+
+def hardware() -> dict[str, Any]:
+    """The devices JAX computes on, and the machine's processor."""
+    device = jax.devices()[0]
+    # The cores this process may use, where the system tells; a container may allow fewer than all.
+    allowed = hasattr(os, "sched_getaffinity")
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "device_count": jax.device_count(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if allowed else os.cpu_count(),
+    }
+
+
+def _git(folder: Path, *command: str) -> str:
+    run = subprocess.run(
+        ["git", "-C", str(folder), *command], capture_output=True, text=True, check=True, timeout=10
+    )
+    return run.stdout.strip()
+
+
+def _cpu_model() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,113 @@
+"""The folder of a run: whose it is, and what it may be continued with.
+
+    config.json      the settled config
+    data.json        name, origin and fingerprint of the data
+    table.json       the factorization table (table.txt: the same to read)
+    metrics.jsonl    one line per record; tensorboard/ has the same
+    checkpoints/     one folder per step, with a manifest
+    result.json      the outcome, written last
+    plots/           drawn from metrics.jsonl
+
+A folder belongs to one experiment. Before anything is written, what is there is compared with what
+is asked for, and whatever differs is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import arguments, files
+from experiments.errors import RunError
+from experiments.result import FILE_NAME as RESULT
+from experiments.result import Data
+
+CONFIG, DATA, TABLE = "config.json", "data.json", "table.json"
+
+# These may change bits, though not the experiment: a resumed run must keep them.
+_IGNORED = tuple(
+    key
+    for key in arguments.OPERATIONAL
+    if key != "steps_per_dispatch" and not key.startswith("mesh.")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A run folder that has been found fit for this run.
+
+    Attributes:
+      path: the folder.
+      continues: whether a run of this very experiment has begun there.
+    """
+
+    path: Path
+    continues: bool
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / RESULT).exists()
+
+
+def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> RunFolder:
+    """Compares a folder with a run; writes nothing.
+
+    Raises:
+      RunError: the folder holds another experiment, or something that is no run.
+    """
+    if not path.exists():
+        return RunFolder(path, continues=False)
+    if not path.is_dir():
+        raise RunError(f"{path} is a file: give another --workdir")
+    if not (path / CONFIG).exists():
+        # A run that was stopped before its first write leaves at most temporary files.
+        strangers = sorted(p.name for p in path.iterdir() if not p.name.endswith(".tmp"))
+        if strangers:
+            raise RunError(
+                f"{path} is not empty and not a run folder (it has {', '.join(strangers[:3])}): give "
+                "another --workdir"
+            )
+        return RunFolder(path, continues=False)
+    found = arguments.differences(files.read_json(path / CONFIG), config, ignore=_IGNORED)
+    if found:
+        words = [f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()]
+        raise RunError(
+            f"{path} holds a run of another config: {'; '.join(words[:4])}. Give another --workdir, or "
+            "the same config to continue that run"
+        )
+    if (path / DATA).exists():
+        there = files.read_json(path / DATA)
+        if there.get("fingerprint") != data.fingerprint:
+            raise RunError(
+                f"{path} holds a run on other data: {there.get('name')} with fingerprint "
+                f"{str(there.get('fingerprint'))[:12]}… from {there.get('origin')}; found "
+                f"{data.fingerprint[:12]}… from {data.origin}"
+            )
+    if (path / TABLE).exists():
+        differences = table.differences(read_table(path))
+        if differences:
+            raise RunError(f"{path} holds a run with another factorization: {differences[0]}")
+    return RunFolder(path, continues=True)
+
+
+def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -> None:
+    """Writes what identifies the run; the config first, since with it the folder is a run's."""
+    files.write_json(folder.path / CONFIG, config.to_dict())
+    files.write_json(folder.path / DATA, dataclasses.asdict(data))
+    files.write_text(folder.path / TABLE, table.to_json() + "\n")
+    files.write_text(folder.path / "table.txt", f"{table}\n")
+
+
+def read_table(path: Path) -> lrj.Table:
+    """The factorization table of a run folder.
+
+    Raises:
+      RunError: it is not there or not readable.
+    """
+    try:
+        return lrj.Table.from_json((path / TABLE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path / TABLE}: {error}") from error

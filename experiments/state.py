@@ -1,0 +1,147 @@
+"""The training state: planned by shapes alone, then made.
+
+Planning goes the way the real thing goes, under `jax.eval_shape`: dense variables, factorized
+parameters, optimizer state, shardings. So the table, the counts and the memory of a run are known
+before an array exists, and a checkpoint has its target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import mesh as meshes
+from experiments import recipe
+from experiments.errors import RunError
+from experiments.multiply_adds import multiply_adds
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+      step: optimizer steps done.
+      params: the parameters, factorized where the table says so.
+      model_state: the model's other variables (batch statistics).
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run before it exists.
+
+    Attributes:
+      config: settled.
+      table: what is factorized and how.
+      tx: the optimizer.
+      schedule: learning rate by step.
+      abstract: the state, as shapes with shardings.
+      mesh: of devices.
+      multiply_adds, dense_multiply_adds: of one example's forward pass.
+    """
+
+    config: ConfigDict
+    table: lrj.Table
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    abstract: TrainState
+    mesh: Mesh
+    multiply_adds: int
+    dense_multiply_adds: int
+
+
+def plan(config: ConfigDict, task: Any, batches_per_epoch: int) -> Plan:
+    """Plans a run.
+
+    Args:
+      config: settled.
+      task: has ``init(key)``, ``apply(params, model_state, inputs)`` and ``example(batch_size)``.
+      batches_per_epoch: steps in an epoch.
+
+    Raises:
+      RunError: a rule does not fit the model, or the mesh not the devices.
+    """
+    mesh = meshes.make(config.mesh)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    dense_params, model_state = _split(variables)
+    try:
+        table = lrj.resolve(dense_params, recipe.rules(config))
+        params = lrj.factorize(dense_params, table)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    tx = recipe.optimizer(config, batches_per_epoch, table.ratio)
+
+    # Counted for a whole batch, since the choice between factors and kernel depends on its size.
+    def count(of_params: Any) -> int:
+        inputs = task.example(config.batch_size)
+        return multiply_adds(task.apply, of_params, model_state, inputs) // config.batch_size
+
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=jax.eval_shape(tx.init, params),
+    )
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        meshes.parameter_shardings(mesh, state),
+    )
+    return Plan(
+        config=config,
+        table=table,
+        tx=tx,
+        schedule=recipe.learning_rate(config, batches_per_epoch),
+        abstract=abstract,
+        mesh=mesh,
+        multiply_adds=count(params),
+        dense_multiply_adds=count(dense_params),
+    )
+
+
+def create(plan: Plan, task: Any) -> TrainState:
+    """The state at step 0: dense variables from the seed, factorized, with a fresh optimizer.
+
+    Raises:
+      RunError: a kernel cannot be factorized.
+    """
+    key = jax.random.key(plan.config.seed)
+    init_key, factor_key = jax.random.split(key)
+    dense_params, model_state = _split(jax.jit(task.init)(init_key))
+    try:
+        params = lrj.factorize(
+            dense_params, plan.table, recipe.initializer(plan.config), factor_key
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=plan.tx.init(params),
+    )
+    return jax.device_put(state, shardings(plan))
+
+
+def shardings(plan: Plan) -> TrainState:
+    """Where each leaf of the state lives."""
+    return jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
+
+
+def _split(variables: dict[str, Any]) -> tuple[Any, Any]:
+    return variables["params"], {k: v for k, v in variables.items() if k != "params"}

@@ -1,0 +1,189 @@
+"""Image classification: batches from uint8 images on the device, cross-entropy, accuracy.
+
+A task is all that the training loop does not know: how many examples there are, what a batch is, what
+is minimized, what is measured. Under `protocol=ours` a validation split is held out of the training
+images and the data set's own statistics normalise; `published` trains on everything, normalises by
+ImageNet's statistics and keeps the partial last batch of an epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from experiments import models
+from experiments.data import ImageData, load, split_validation
+from experiments.data.pipeline import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImagePipeline,
+    epoch_permutation,
+    evaluation_batch,
+    padded_evaluation_indices,
+    steps_per_epoch,
+    training_batch,
+)
+from experiments.errors import RunError
+from experiments.result import Data
+
+Arrays = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """The task, its data on the host.
+
+    Attributes:
+      model: the dense network.
+      pipeline: how stored images become the network's input.
+      data: name, origin and fingerprint of what was loaded.
+      splits: uint8 images and int32 labels by split name; always ``train`` and ``test``, and
+        ``validation`` if one is held out.
+      seed: of the data order and the augmentation.
+      batch_size, eval_batch_size: examples per step.
+      partial_batch: whether the last, smaller batch of an epoch is trained on.
+      selects: whether the best epoch is recorded, and on which split; ``None``: no selection.
+    """
+
+    model: nn.Module
+    pipeline: ImagePipeline
+    data: Data
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]
+    seed: int
+    batch_size: int
+    eval_batch_size: int
+    partial_batch: bool
+    selects: str | None
+
+    @classmethod
+    def load(cls, config: ConfigDict) -> Classification:
+        """From a settled config.
+
+        Raises:
+          RunError: the data cannot be had, or the batch is larger than the training set.
+        """
+        data = load(
+            config.data.name,
+            source=config.data.source,
+            download=config.data.download,
+            dir=config.data.dir or None,
+            tfds_dir=config.data.tfds_dir or None,
+        )
+        published = config.protocol == "published"
+        splits = _split(data, config)
+        selects = "validation" if "validation" in splits else ("test" if published else None)
+        try:
+            steps_per_epoch(len(splits["train"][1]), config.batch_size)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        own = ImagePipeline.of(data)
+        pipeline = dataclasses.replace(
+            own,
+            mean=IMAGENET_MEAN if published else own.mean,
+            std=IMAGENET_STD if published else own.std,
+            crop_padding=config.augment.crop,
+            flip=config.augment.flip and own.flip,
+        )
+        return cls(
+            model=models.build(config.model, data.num_classes),
+            pipeline=pipeline,
+            data=Data(data.name, data.origin, data.fingerprint),
+            splits=splits,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            eval_batch_size=config.eval_batch_size,
+            partial_batch=published,
+            selects=selects,
+        )
+
+    @property
+    def train_examples(self) -> int:
+        return len(self.splits["train"][1])
+
+    def batches_per_epoch(self) -> list[int]:
+        """The sizes of an epoch's batches, in order."""
+        sizes = [self.batch_size] * steps_per_epoch(self.train_examples, self.batch_size)
+        rest = self.train_examples % self.batch_size
+        return sizes + [rest] if self.partial_batch and rest else sizes
+
+    def order(self, epoch: int) -> jax.Array:
+        """The order of the training examples in an epoch, a function of the seed alone."""
+        return epoch_permutation(self.seed, epoch, self.train_examples)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """The dense variables of the model: ``params`` and what else it keeps."""
+        return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
+
+    def example(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        """The shape of the model's input."""
+        return jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
+
+    def apply(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+        """Logits in evaluation mode."""
+        return self.model.apply({"params": params, **model_state}, images, False)
+
+    def batch(self, arrays: Arrays, indices: jax.Array, epoch: jax.Array) -> Any:
+        """An augmented training batch."""
+        images, labels = arrays["train"]
+        return training_batch(images, labels, indices, self.seed, epoch, self.pipeline)
+
+    def loss(self, params: Any, model_state: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        """Mean cross-entropy; beside it the new model state and sums of metrics over the batch."""
+        images, labels = batch
+        logits, model_state = self.model.apply(
+            {"params": params, **model_state}, images, True, mutable=list(model_state)
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+        return jnp.mean(losses), (model_state, {"loss": jnp.sum(losses), "correct": correct})
+
+    def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+        """Sums over one split, every example counted once: ``loss``, ``correct``, ``logits``.
+
+        Args:
+          params, model_state: of the model.
+          split: images and labels on the device.
+
+        Returns:
+          ``loss`` and ``correct`` summed, and ``logits`` (examples, classes) in order.
+        """
+        images, labels = split
+        indices, valid = padded_evaluation_indices(len(labels), self.eval_batch_size)
+
+        def measure(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+            batch, targets = evaluation_batch(images, labels, inputs[0], self.pipeline)
+            logits = self.apply(params, model_state, batch)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            hits = jnp.argmax(logits, axis=-1) == targets
+            return {
+                "loss": jnp.sum(jnp.where(inputs[1], losses, 0.0)),
+                "correct": jnp.sum(jnp.where(inputs[1], hits, False)),
+                "logits": logits,
+            }
+
+        sums = jax.lax.map(measure, (jnp.asarray(indices), jnp.asarray(valid)))
+        logits = sums["logits"].reshape(-1, sums["logits"].shape[-1])[: len(labels)]
+        return {
+            "loss": jnp.sum(sums["loss"]),
+            "correct": jnp.sum(sums["correct"]),
+            "logits": logits,
+        }
+
+
+def _split(data: ImageData, config: ConfigDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    test = (data.test_images, data.test_labels)
+    if config.validation == 0:
+        return {"train": (data.train_images, data.train_labels), "test": test}
+    train, held_out = split_validation(data, config.validation, config.seed)
+    return {
+        "train": (data.train_images[train], data.train_labels[train]),
+        "validation": (data.train_images[held_out], data.train_labels[held_out]),
+        "test": test,
+    }

@@ -1,0 +1,401 @@
+"""Training: one loop for every task, from a config to a run folder.
+
+It reads from top to bottom: the plan, the folder, the compiled steps, the epochs, the result. Steps
+run several to a dispatch, and every dispatch begins and ends at a fixed place of its epoch, whether
+the run was interrupted or not; data order and augmentation are functions of seed and epoch. So a run
+that was killed and started again ends with the same bits as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import arguments, files, plots, recipe, run_folder, tasks
+from experiments import mesh as meshes
+from experiments import state as states
+from experiments.checkpoint import Checkpoints
+from experiments.errors import RunError
+from experiments.metrics import MetricsWriter, Progress, duration
+from experiments.result import FILE_NAME as RESULT
+from experiments.result import Best, Final, Result
+from experiments.state import Plan, TrainState
+from lowrank_jax.tree import path_string
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """Consecutive steps that run in one call.
+
+    Attributes:
+      first: the step within the epoch at which it begins.
+      steps: how many.
+      batch_size: of each of them.
+      example: where in the epoch's order the first batch begins.
+    """
+
+    first: int
+    steps: int
+    batch_size: int
+    example: int
+
+
+def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
+    """Cuts an epoch into dispatches of equal batch sizes, at most ``limit`` steps each.
+
+    The largest equal cut is preferred if it is at least half the limit: each distinct length is
+    compiled once.
+
+    >>> [d.steps for d in dispatches([128] * 39, 16)]
+    [13, 13, 13]
+    >>> [(d.steps, d.batch_size) for d in dispatches([8, 8, 8, 8, 8, 3], 2)]
+    [(2, 8), (2, 8), (1, 8), (1, 3)]
+    """
+    full = sum(1 for size in batch_sizes if size == batch_sizes[0])
+    limit = min(limit, full)
+    even = next((k for k in range(limit, limit // 2, -1) if full % k == 0), limit)
+    cuts = [(first, min(even, full - first)) for first in range(0, full, even)]
+    cuts += [(first, 1) for first in range(full, len(batch_sizes))]
+    return [
+        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first])) for first, steps in cuts
+    ]
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, say: Callable[[str], None] = print
+) -> Path:
+    """Trains a config in a folder, continuing what is there, and writes the result.
+
+    Args:
+      config: a config; it is settled here.
+      workdir: the run folder; made if it is not there.
+      say: where progress lines go.
+
+    Returns:
+      The run folder.
+
+    Raises:
+      RunError: anything a user can mend.
+      Stopped: SIGTERM arrived; a checkpoint was saved first.
+    """
+    started = time.perf_counter()
+
+    # ---------------------------------------------------------------- plan, by shapes alone
+    config = arguments.settle(config)
+    task = tasks.load(config)
+    batches = task.batches_per_epoch()
+    plan = states.plan(config, task, len(batches))
+    total_steps = config.epochs * len(batches)
+
+    # ---------------------------------------------------------------- the run folder
+    folder = run_folder.examine(workdir, config, task.data, plan.table)
+    if folder.finished:
+        say(f"{workdir} is finished: see {workdir / RESULT}")
+        return workdir
+    if not folder.continues:
+        run_folder.begin(folder, config, task.data, plan.table)
+    say(_heading(config, task, plan, total_steps, workdir))
+
+    # ---------------------------------------------------------------- state, new or restored
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    latest = checkpoints.latest()
+    if latest is None:
+        state, progress = states.create(plan, task), _new_progress()
+    else:
+        state, progress = checkpoints.restore(
+            latest, plan.abstract, table=plan.table, fingerprint=task.data.fingerprint
+        )
+        say(f"continuing from step {latest}")
+
+    # ---------------------------------------------------------------- compiled steps
+    everywhere = meshes.replicated(plan.mesh)
+    arrays = jax.device_put(task.splits, everywhere)
+    compiling = time.perf_counter()
+    cuts = dispatches(batches, config.steps_per_dispatch)
+    compiled = {}
+    for cut in cuts:
+        if (cut.steps, cut.batch_size) not in compiled:
+            step = _dispatch_function(task, plan, cut.steps, cut.batch_size)
+            zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
+            order = jax.device_put(task.order(0), everywhere)
+            compiled[cut.steps, cut.batch_size] = step.lower(
+                plan.abstract, arrays, order, zero, zero
+            ).compile()
+    evaluate = jax.jit(task.evaluate)
+    progress["compile_time_s"] += time.perf_counter() - compiling
+    say(f"compiled in {time.perf_counter() - compiling:.0f} s")
+
+    def measured(split: str) -> dict[str, float]:
+        sums = evaluate(state.params, state.model_state, arrays[split])
+        count = len(task.splits[split][1])
+        return {
+            f"{split}_loss": float(sums["loss"]) / count,
+            f"{split}_accuracy": int(sums["correct"]) / count,
+        }
+
+    # ---------------------------------------------------------------- epochs
+    step = int(state.step)
+    spent_before = progress["wall_time_s"]
+    console = Progress(total_steps, config.batch_size, step)
+    stop = _StopSignal()
+
+    def save() -> None:
+        progress["wall_time_s"] = spent_before + time.perf_counter() - started
+        checkpoints.save(
+            step,
+            state,
+            table=plan.table,
+            fingerprint=task.data.fingerprint,
+            progress=progress,
+        )
+
+    with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics, stop:
+        if latest is None:
+            _write_diagnostics(metrics, config, plan, state, 0, 0.0, spectra=True)
+            save()
+        for epoch in range(step // len(batches), config.epochs):
+            order = jax.device_put(task.order(epoch), everywhere)
+            for cut in cuts:
+                if epoch * len(batches) + cut.first < step:
+                    continue  # Done before the interruption.
+                run = compiled[cut.steps, cut.batch_size]
+                state, sums = run(
+                    state,
+                    arrays,
+                    order,
+                    jax.device_put(jnp.int32(epoch), everywhere),
+                    jax.device_put(jnp.int32(cut.example), everywhere),
+                )
+                losses = np.asarray(sums["loss"])
+                if not np.isfinite(losses).all():
+                    raise _diverged(state, step, losses, len(batches), checkpoints.latest())
+                step += cut.steps
+                progress["loss"] += float(losses.astype(np.float64).sum())
+                progress["correct"] += int(np.asarray(sums["correct"]).sum())
+                progress["examples"] += cut.steps * cut.batch_size
+                console.update(step)
+                if cut is not cuts[-1]:
+                    say(console.line(step, step / len(batches), _train_means(progress)))
+                    if stop.requested:
+                        save()
+                        raise Stopped(f"stopped at step {step}; start again to continue")
+
+            # ------------------------------------------------------------ end of an epoch
+            done = epoch + 1
+            last = done == config.epochs
+            scalars = _train_means(progress) | {
+                "learning_rate": float(plan.schedule(step - 1)),
+                "examples_per_second": console.examples_per_second,
+            }
+            progress |= _empty_sums()
+            if "validation" in task.splits:
+                scalars |= measured("validation")
+            if last or "validation" not in task.splits:
+                scalars |= measured("test")
+            _note_best(progress, task.selects, scalars, done)
+            if last or done % config.diagnostics_every_epochs == 0:
+                _write_diagnostics(metrics, config, plan, state, step, done, last, scalars)
+            else:
+                metrics.write(step, done, scalars)
+            say(console.line(step, done, scalars))
+            if last:
+                progress["final"] = scalars
+            if last or stop.requested or done % config.checkpoint_every_epochs == 0:
+                save()
+            if stop.requested and not last:
+                raise Stopped(f"stopped at step {step}; start again to continue")
+    checkpoints.close()
+
+    # ---------------------------------------------------------------- the result
+    seconds = spent_before + time.perf_counter() - started
+    outcome = _result(config, task, plan, progress, step, seconds)
+    plots.run_plots(workdir)
+    files.write_json(workdir / RESULT, outcome.as_dict())
+    say(_closing(outcome, workdir))
+    return workdir
+
+
+class Stopped(Exception):
+    """The run was asked to stop; it saved a checkpoint and can be continued."""
+
+
+class _StopSignal:
+    """While entered, SIGTERM is noted instead of ending the process at once."""
+
+    requested = False
+
+    def __enter__(self) -> None:
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # Not in the main thread, where no signal arrives.
+            self._before = None
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_: object) -> None:
+        self.requested = True
+
+
+def _dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
+    """Several steps of one batch size as one jitted function; the state is donated."""
+    everywhere = meshes.replicated(plan.mesh)
+    batch_place = meshes.batch_sharding(plan.mesh, batch_size)
+    state_places = states.shardings(plan)
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(state_places, everywhere, everywhere, everywhere, everywhere),
+        out_shardings=(state_places, everywhere),
+        donate_argnums=0,
+    )
+    def run(
+        state: TrainState, arrays: Any, order: jax.Array, epoch: jax.Array, example: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+            indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
+            batch = task.batch(arrays, indices, epoch)
+            batch = jax.lax.with_sharding_constraint(batch, batch_place)
+            gradient = jax.value_and_grad(task.loss, has_aux=True)
+            (_, (model_state, sums)), grads = gradient(state.params, state.model_state, batch)
+            updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p + u, state.params, updates)
+            return TrainState(state.step + 1, params, model_state, opt_state), sums
+
+        return jax.lax.scan(step, state, example + batch_size * jnp.arange(steps, dtype=jnp.int32))
+
+    return run
+
+
+def _write_diagnostics(
+    metrics: MetricsWriter,
+    config: ConfigDict,
+    plan: Plan,
+    state: TrainState,
+    step: int,
+    epoch: float,
+    spectra: bool,
+    scalars: dict[str, float] | None = None,
+) -> None:
+    """One record with the measures of every kernel that is factorized (or would be)."""
+    table = plan.table if plan.table.rows else lrj.resolve(state.params, recipe.comparison_rules(config))
+    metrics.write(
+        step,
+        epoch,
+        scalars if scalars is not None else {"learning_rate": float(plan.schedule(step))},
+        diagnostics=lrj.diagnostics.report(state.params, table),
+        spectra=lrj.diagnostics.spectrum(state.params, table) if spectra else None,
+    )
+
+
+def _diverged(
+    state: TrainState, step: int, losses: np.ndarray, batches: int, saved: int | None
+) -> RunError:
+    """The error for a loss that is not finite: at which step, and in which parameters."""
+    at = step + int(np.argmin(np.isfinite(losses))) + 1
+    bad = [
+        path_string(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        if not np.isfinite(np.asarray(leaf)).all()
+    ]
+    where = f"; not finite: {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if bad[3:] else "")
+    return RunError(
+        f"the loss is not finite at step {at} (epoch {(at - 1) // batches + 1}){where if bad else ''}. "
+        f"The checkpoint of step {saved} is intact; a lower learning_rate is the first thing to try"
+    )
+
+
+def _empty_sums() -> dict[str, Any]:
+    return {"loss": 0.0, "correct": 0, "examples": 0}
+
+
+def _new_progress() -> dict[str, Any]:
+    """What the loop carries besides the state; saved with every checkpoint."""
+    return _empty_sums() | {"best": None, "final": None, "wall_time_s": 0.0, "compile_time_s": 0.0}
+
+
+def _train_means(progress: dict[str, Any]) -> dict[str, float]:
+    return {
+        "train_loss": progress["loss"] / progress["examples"],
+        "train_accuracy": progress["correct"] / progress["examples"],
+    }
+
+
+def _note_best(
+    progress: dict[str, Any], split: str | None, scalars: dict[str, float], epoch: int
+) -> None:
+    if split is None:
+        return
+    accuracy = scalars[f"{split}_accuracy"]
+    if progress["best"] is None or accuracy > progress["best"]["accuracy"]:
+        progress["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
+
+
+def _result(
+    config: ConfigDict, task: Any, plan: Plan, progress: dict[str, Any], step: int, seconds: float
+) -> Result:
+    final = progress["final"]
+    return Result(
+        name=config.name,
+        seed=config.seed,
+        config=config.to_dict(),
+        data=task.data,
+        parameters=plan.table.parameters,
+        dense_parameters=plan.table.dense_parameters,
+        multiply_adds=plan.multiply_adds,
+        dense_multiply_adds=plan.dense_multiply_adds,
+        final=Final(
+            split="test",
+            accuracy=final["test_accuracy"],
+            loss=final["test_loss"],
+            epoch=config.epochs,
+            step=step,
+        ),
+        best=Best(**progress["best"]) if progress["best"] else None,
+        steps=step,
+        epochs=config.epochs,
+        wall_time_s=seconds,
+        compile_time_s=progress["compile_time_s"],
+    )
+
+
+def _heading(config: ConfigDict, task: Any, plan: Plan, total_steps: int, workdir: Path) -> str:
+    sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in task.splits.items())
+    lines = [
+        f"{config.name}: {config.model.name} of depth {config.model.depth} in {workdir}",
+        f"data: {task.data.name} ({sizes}) from {task.data.origin}, "
+        f"fingerprint {task.data.fingerprint[:12]}",
+        f"parameters: {plan.table.parameters:,} of {plan.table.dense_parameters:,} dense "
+        f"({plan.table.ratio:.2%}), {len(plan.table.rows)} factorized kernels; multiply-adds "
+        f"{plan.multiply_adds / 1e6:.1f} of {plan.dense_multiply_adds / 1e6:.1f} million",
+        f"steps: {total_steps} in {config.epochs} epochs on {plan.mesh.size} "
+        f"{jax.devices()[0].platform} device(s)",
+    ]
+    if config.expected_accuracy:
+        lines.append(f"expected to reach at least {config.expected_accuracy:.1%} on the test images")
+    return "\n".join(lines)
+
+
+def _closing(outcome: Result, workdir: Path) -> str:
+    lines = [
+        f"final test accuracy {outcome.final.accuracy:.2%} (loss {outcome.final.loss:.3f}) "
+        f"after {outcome.epochs} epochs, {duration(outcome.wall_time_s)}"
+    ]
+    if outcome.best is not None:
+        lines.append(
+            f"best {outcome.best.split} accuracy {outcome.best.accuracy:.2%} at epoch "
+            f"{outcome.best.epoch}"
+        )
+    return "\n".join([*lines, f"result: {workdir / RESULT}, plots: {workdir / 'plots'}"])
