@@ -124,7 +124,9 @@ class Checkpoints:
             manifest = Manifest(**saved["manifest"])
             saved_table = lrj.Table.from_json(manifest.table)
         except Exception as error:
-            raise RunError(f"{place} has no readable manifest ({_short(error)}); {advice}") from error
+            raise RunError(
+                f"{place} has no readable manifest ({_short(error)}); {advice}"
+            ) from error
         differences = table.differences(saved_table)
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

@@ -73,7 +73,9 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
         return RunFolder(path, continues=False)
     found = arguments.differences(files.read_json(path / CONFIG), config, ignore=_IGNORED)
     if found:
-        words = [f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()]
+        words = [
+            f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()
+        ]
         raise RunError(
             f"{path} holds a run of another config: {'; '.join(words[:4])}. Give another --workdir, or "
             "the same config to continue that run"

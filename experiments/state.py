@@ -65,19 +65,19 @@ class Plan:
     dense_multiply_adds: int
 
 
-def plan(config: ConfigDict, task: Any, batches_per_epoch: int) -> Plan:
+def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
     """Plans a run.
 
     Args:
       config: settled.
-      task: has ``init(key)``, ``apply(params, model_state, inputs)`` and ``example(batch_size)``.
+      network: has ``init(key)``, ``apply(params, model_state, inputs)``, ``example(batch_size)``.
       batches_per_epoch: steps in an epoch.
 
     Raises:
       RunError: a rule does not fit the model, or the mesh not the devices.
     """
     mesh = meshes.make(config.mesh)
-    variables = jax.eval_shape(task.init, jax.random.key(0))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
     dense_params, model_state = _split(variables)
     try:
         table = lrj.resolve(dense_params, recipe.rules(config))
@@ -88,8 +88,8 @@ def plan(config: ConfigDict, task: Any, batches_per_epoch: int) -> Plan:
 
     # Counted for a whole batch, since the choice between factors and kernel depends on its size.
     def count(of_params: Any) -> int:
-        inputs = task.example(config.batch_size)
-        return multiply_adds(task.apply, of_params, model_state, inputs) // config.batch_size
+        inputs = network.example(config.batch_size)
+        return multiply_adds(network.apply, of_params, model_state, inputs) // config.batch_size
 
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -114,7 +114,7 @@ def plan(config: ConfigDict, task: Any, batches_per_epoch: int) -> Plan:
     )
 
 
-def create(plan: Plan, task: Any) -> TrainState:
+def create(plan: Plan, network: Any) -> TrainState:
     """The state at step 0: dense variables from the seed, factorized, with a fresh optimizer.
 
     Raises:
@@ -122,7 +122,7 @@ def create(plan: Plan, task: Any) -> TrainState:
     """
     key = jax.random.key(plan.config.seed)
     init_key, factor_key = jax.random.split(key)
-    dense_params, model_state = _split(jax.jit(task.init)(init_key))
+    dense_params, model_state = _split(jax.jit(network.init)(init_key))
     try:
         params = lrj.factorize(
             dense_params, plan.table, recipe.initializer(plan.config), factor_key

@@ -68,7 +68,8 @@ def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
     cuts = [(first, min(even, full - first)) for first in range(0, full, even)]
     cuts += [(first, 1) for first in range(full, len(batch_sizes))]
     return [
-        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first])) for first, steps in cuts
+        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first]))
+        for first, steps in cuts
     ]
 
 
@@ -95,7 +96,7 @@ def train_and_evaluate(
     config = arguments.settle(config)
     task = tasks.load(config)
     batches = task.batches_per_epoch()
-    plan = states.plan(config, task, len(batches))
+    plan = states.plan(config, task.network, len(batches))
     total_steps = config.epochs * len(batches)
 
     # ---------------------------------------------------------------- the run folder
@@ -111,7 +112,7 @@ def train_and_evaluate(
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     latest = checkpoints.latest()
     if latest is None:
-        state, progress = states.create(plan, task), _new_progress()
+        state, progress = states.create(plan, task.network), _new_progress()
     else:
         state, progress = checkpoints.restore(
             latest, plan.abstract, table=plan.table, fingerprint=task.data.fingerprint
@@ -290,7 +291,11 @@ def _write_diagnostics(
     scalars: dict[str, float] | None = None,
 ) -> None:
     """One record with the measures of every kernel that is factorized (or would be)."""
-    table = plan.table if plan.table.rows else lrj.resolve(state.params, recipe.comparison_rules(config))
+    table = (
+        plan.table
+        if plan.table.rows
+        else lrj.resolve(state.params, recipe.comparison_rules(config))
+    )
     metrics.write(
         step,
         epoch,
@@ -384,7 +389,9 @@ def _heading(config: ConfigDict, task: Any, plan: Plan, total_steps: int, workdi
         f"{jax.devices()[0].platform} device(s)",
     ]
     if config.expected_accuracy:
-        lines.append(f"expected to reach at least {config.expected_accuracy:.1%} on the test images")
+        lines.append(
+            f"expected to reach at least {config.expected_accuracy:.1%} on the test images"
+        )
     return "\n".join(lines)
 
 

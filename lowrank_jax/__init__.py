@@ -13,7 +13,7 @@ Source: Khodak, Tenenholtz, Mackey and Fusi, "Initialization and Regularization 
 Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
-from lowrank_jax import initializers
+from lowrank_jax import diagnostics, initializers, restructure
 from lowrank_jax.budget import target_ratio
 from lowrank_jax.factorize import factorize, merge, refactorize
 from lowrank_jax.initializers import regular, spectral, spectral_ones, variance_matched

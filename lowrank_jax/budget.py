@@ -11,9 +11,7 @@ from typing import Any
 from lowrank_jax.rules import Rule, resolve
 
 
-def target_ratio(
-    params: Any, make_rules: Callable[[float], Sequence[Rule]], ratio: float
-) -> float:
+def target_ratio(params: Any, make_rules: Callable[[float], Sequence[Rule]], ratio: float) -> float:
     """The rank scale at which the whole tree has about ``ratio`` of its dense parameters.
 
     The published search, step by step: bisection of [0, 1]; it stops at an interval below 1e-6 or a
@@ -49,4 +47,3 @@ def target_ratio(
         return deeper if abs(deeper[1] - ratio) < abs(found - ratio) else (middle, found)
 
     return search(0.0, 1.0)[0]
-

@@ -21,8 +21,18 @@ import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
-from lowrank_jax.initializers import Initializer, spectral
-from lowrank_jax.rules import Row, Rule, Table, check_values, resolve
+from lowrank_jax.initializers import Initializer, require_initializer, spectral
+from lowrank_jax.rules import (
+    Row,
+    Rule,
+    Table,
+    first_matches,
+    is_abstract,
+    named,
+    require_values,
+    resolve,
+    spectrum_of,
+)
 from lowrank_jax.tree import kernels, map_kernels, near_misses
 from lowrank_jax.weights import is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
@@ -49,7 +59,7 @@ def factorize(
     Raises:
       ValueError: as :func:`lowrank_jax.resolve`; or a kernel holds anything that is not finite, or
         a table names a path that is not there or has another shape.
-      TypeError: a kernel is being traced.
+      TypeError: a kernel is being traced, or ``init`` is not an initializer.
 
     >>> from lowrank_jax.ranks import FixedRank
     >>> params = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
@@ -57,22 +67,18 @@ def factorize(
     (4, 2)
     """
     table = _table(params, rules_or_table)
-    init = spectral() if init is None else init
+    init = spectral() if init is None else require_initializer(init)
 
     def visit(path: str, kernel: Any) -> Any:
         row = table.row(path)
         if row is None or is_factorized(kernel):
             return kernel
-        if isinstance(kernel, jax.ShapeDtypeStruct):
+        if is_abstract(kernel):
             return row.kind.template(kernel.shape, kernel.dtype, row.rank, row.depth, **row.axes)
-        check_values(path, kernel)
         path_key = None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode()))
-        try:
-            return row.kind.initialize(
-                kernel, row.rank, row.depth, init, path_key, **row.axes
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with named(path):
+            require_values(kernel)
+            return row.kind.initialize(kernel, row.rank, row.depth, init, path_key, **row.axes)
 
     return map_kernels(visit, params)
 
@@ -88,7 +94,7 @@ def merge(params: Any) -> Any:
     def visit(path: str, kernel: Any) -> Any:
         if not is_factorized(kernel):
             return kernel
-        if isinstance(jax.tree.leaves(kernel)[0], jax.ShapeDtypeStruct):
+        if is_abstract(kernel):
             return jax.eval_shape(lambda weight: weight.dense(), kernel)
         return kernel.dense()
 
@@ -96,7 +102,10 @@ def merge(params: Any) -> Any:
 
 
 def refactorize(
-    params: Any, rules: Sequence[Rule] | None = None, *, overcomplete: svd.Overcomplete = "complement"
+    params: Any,
+    rules: Sequence[Rule] | None = None,
+    *,
+    overcomplete: svd.Overcomplete = "complement",
 ) -> Any:
     """Gives factorized weights new ranks, or balances their factors, without forming a kernel.
 
@@ -106,14 +115,17 @@ def refactorize(
     :func:`lowrank_jax.restructure.carry`.
 
     Args:
-      params: a tree with factorized weights; other leaves are left alone.
-      rules: new ranks for the weights they match, whose kind and depth must be the rules'. ``None``
-        keeps every rank.
+      params: a tree with factorized weights, arrays or ``ShapeDtypeStruct``; other leaves are left
+        alone.
+      rules: new ranks for the weights they match (the first match wins), whose kind, axes and depth
+        must be the rules'. ``None`` keeps every rank.
       overcomplete: what stands in directions past the product's rank, as in
         :func:`lowrank_jax.spectral`.
 
     Raises:
-      ValueError: a rule matches no weight, a weight of another kind or depth, or a dense kernel.
+      ValueError: a rule matches nothing, only what earlier rules took, a weight of another kind,
+        axes or depth, or a dense kernel; or a factor holds anything that is not finite.
+      TypeError: a factor is being traced, or a rule needs values where only shapes are known.
 
     >>> from lowrank_jax.ranks import FixedRank
     >>> from lowrank_jax.weights import LowRank
@@ -126,46 +138,38 @@ def refactorize(
     def visit(path: str, weight: Any) -> Any:
         if not isinstance(weight, TwoFactorWeight):
             return weight
-        check_values(path, weight)
-        return _balanced(weight, ranks.get(path, weight.rank), overcomplete, path)
+        rank = ranks.get(path, weight.rank)
+        if is_abstract(weight):
+            return weight.template(weight.shape, weight.dtype, rank, weight.depth, **weight.axes)
+        with named(path):
+            require_values(weight)
+            return _balanced(weight, rank, overcomplete, path)
 
     return map_kernels(visit, params)
 
 
 def _new_ranks(params: Any, rules: Sequence[Rule]) -> dict[str, int]:
-    # Rules are resolved against what the weights stand for: the same tree with its weights merged
-    # in shape, and the singular values of the factored form where a rule asks for them.
     leaves = kernels(params)
-    weights = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, TwoFactorWeight)}
     ranks = {}
-    for rule in rules:
-        matched = [path for path in leaves if rule.matches(path)]
-        if not matched:
-            raise ValueError(f"{rule} matches no path; {near_misses(rule.pattern, weights)}")
-        for path in matched:
-            weight = weights.get(path)
-            if weight is None or rule.rank is None:
-                raise ValueError(
-                    f"{path}: {rule} cannot refactorize it; expected a two-factor weight and a "
-                    "rank (factorize makes weights, merge makes dense kernels)"
-                )
-            if (type(weight), weight.depth) != (rule.kind, rule.depth):
-                raise ValueError(
-                    f"{path} is a {type(weight).__name__} of depth {weight.depth}, and {rule} asks "
-                    f"for {rule.kind.__name__} of depth {rule.depth}: refactorize changes ranks, not "
-                    "kinds; merge and factorize instead"
-                )
-            check_values(path, weight)
-            ranks.setdefault(
-                path,
-                rule.rank.rank(
-                    rule.kind,
-                    weight.shape,
-                    weight.axes,
-                    weight.depth,
-                    lambda weight=weight: factored_svd(weight)[1],
-                ),
+    for path, rule in first_matches(leaves, rules).items():
+        if rule is None:
+            continue
+        weight = leaves[path]
+        if not isinstance(weight, TwoFactorWeight) or rule.rank is None:
+            raise ValueError(
+                f"{path}: {rule} cannot refactorize it; expected a two-factor weight and a "
+                "rank (factorize makes weights, merge makes dense kernels)"
             )
+        axes = weight.axes | rule.axes
+        if (type(weight), weight.axes, weight.depth) != (rule.kind, axes, rule.depth):
+            raise ValueError(
+                f"{path} is a {type(weight).__name__} of depth {weight.depth} and axes "
+                f"{weight.axes}, and {rule} asks for another: refactorize changes ranks, not "
+                "kinds; merge and factorize instead"
+            )
+        with named(path):
+            spectrum = spectrum_of(weight, rule.kind, axes)
+            ranks[path] = rule.rank.rank(rule.kind, weight.shape, axes, weight.depth, spectrum)
     return ranks
 
 
@@ -201,8 +205,9 @@ def _table(params: Any, rules_or_table: Sequence[Rule] | Table) -> Table:
 def _check_row(row: Row, leaves: dict[str, Any]) -> None:
     leaf = leaves.get(row.path)
     if leaf is None:
-        raise ValueError(f"the table names {row.path}, which is not in the tree; "
-                         f"{near_misses(row.path, leaves)}")
+        raise ValueError(
+            f"the table names {row.path}, which is not in the tree; {near_misses(row.path, leaves)}"
+        )
     if tuple(leaf.shape) != row.shape:
         raise ValueError(f"{row.path} has shape {tuple(leaf.shape)}, the table says {row.shape}")
     if is_factorized(leaf):

@@ -28,6 +28,7 @@ import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.ranks import RankRule, require_rank_rule
+from lowrank_jax.rules import Rule
 from lowrank_jax.weights import FactorizedWeight, LowRank
 
 Matrices = tuple[Any, Any, Any]
@@ -80,6 +81,16 @@ def require_key(key: Any, what: str) -> Any:
     if key is None:
         raise ValueError(f"{what} draws random numbers: pass key=jax.random.key(...)")
     return key
+
+
+def require_initializer(init: Any) -> Initializer:
+    """Returns an initializer as it is; raises TypeError for anything else."""
+    if isinstance(init, Initializer):
+        return init
+    raise TypeError(
+        f"init={init!r} is not an initializer: pass spectral(), spectral_ones(), regular() or "
+        "variance_matched(), called, or an Initializer of your own"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +312,8 @@ def factorized(
       **axes: static axes of the kind.
 
     Raises:
-      TypeError: ``rank`` is not a rank rule.
+      TypeError: ``rank`` is not a rank rule, ``init`` no initializer, or an axis not the kind's.
+      ValueError: depth is not 2 or 3; when called, a shape that is not a matrix and no axes given.
 
     >>> from lowrank_jax.ranks import FixedRank
     >>> weight = factorized(LowRank, FixedRank(2))(jax.random.key(0), (6, 5))
@@ -309,12 +321,9 @@ def factorized(
     ((6, 2), (2, 5))
     """
     return FactorizedInitializer(
-        kind,
-        require_rank_rule(rank),
-        spectral() if init is None else init,
+        Rule(".*", require_rank_rule(rank), kind, depth=depth, **axes),
+        spectral() if init is None else require_initializer(init),
         jax.nn.initializers.lecun_normal() if kernel_init is None else kernel_init,
-        depth,
-        tuple(axes.items()),
     )
 
 
@@ -327,19 +336,14 @@ def _check(value: str, choices: Any, name: str) -> None:
 class FactorizedInitializer:
     """See :func:`factorized`."""
 
-    kind: type[FactorizedWeight]
-    rank: RankRule
+    rule: Rule
     init: Initializer
     kernel_init: Callable[..., Any]
-    depth: int = 2
-    axes: tuple[tuple[str, int], ...] = ()
 
     def __call__(self, key: Any, shape: Any, dtype: Any = jnp.float32) -> FactorizedWeight:
-        axes = dict(self.axes)
-        self.kind.check(shape, **axes)
+        kind, rank, depth = self.rule.kind, self.rule.rank, self.rule.depth
+        axes = self.rule.axes_for(shape)
         kernel_key, factor_key = jax.random.split(key)
-        kernel = self.kernel_init(kernel_key, self.kind.draw_shape(shape, **axes), dtype)
-        rank = self.rank.rank(self.kind, tuple(shape), axes, self.depth, None)
-        return self.kind.initialize(
-            kernel.reshape(shape), rank, self.depth, self.init, factor_key, **axes
-        )
+        kernel = kind.draw(self.kernel_init, kernel_key, shape, dtype, **axes)
+        number = require_rank_rule(rank).rank(kind, tuple(shape), axes, depth, None)
+        return kind.initialize(kernel, number, depth, self.init, factor_key, **axes)

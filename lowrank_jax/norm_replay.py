@@ -3,8 +3,8 @@
     u <- u * sqrt(target / ||kernel||_F),    vt <- vt * sqrt(target / ||kernel||_F)
 
 Replaying the norms of a run with Frobenius decay in one without any decay shows how much of the
-effect of decay is the effective step size that the norm sets. Source: Khodak et al., ICLR 2021 (arXiv
-2105.01029), section 4 (analysis of Frobenius decay).
+effect of decay is the effective step size that the norm sets. Source: Khodak et al., ICLR 2021
+(arXiv 2105.01029), section 4 (analysis of Frobenius decay).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lowrank_jax.tree import factorized_weights, map_kernels
+from lowrank_jax.tree import factorized_weights, path_string
+from lowrank_jax.weights import FactorizedWeight, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
 
 class ReplayState(NamedTuple):
     """Number of steps made."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
 
 
 def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformation:
@@ -43,7 +44,7 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
     >>> tx = replay_norms({"kernel": jnp.array([8.0])})
     >>> zeros = jax.tree.map(jnp.zeros_like, params)
     >>> new = optax.apply_updates(params, tx.update(zeros, tx.init(params), params)[0])
-    >>> float(jnp.sqrt(new["kernel"].squared_norm()))
+    >>> round(float(jnp.sqrt(new["kernel"].squared_norm())), 5)
     8.0
     """
     record = {path: jnp.asarray(norms) for path, norms in record.items()}
@@ -66,19 +67,34 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
         if params is None:  # Optax's own message, from Optax itself.
             optax.add_decayed_weights(0.0).update(updates, optax.EmptyState(), None)
 
-        def rescale(path: str, weight: Any) -> Any:
-            if not isinstance(weight, TwoFactorWeight):
-                return weight
-            norms = record[path]
-            target = norms[jnp.minimum(state.count, len(norms) - 1)]
-            root = jnp.sqrt(target / jnp.sqrt(weight.squared_norm()))
-            return weight.replace(
-                u=(weight.u * root).astype(weight.u.dtype),
-                vt=(weight.vt * root).astype(weight.vt.dtype),
-            )
+        reached = optax.apply_updates(params, updates)
+        scales = {
+            path: _scale(weight, record[path], state.count)
+            for path, weight in factorized_weights(reached).items()
+        }
 
-        target = map_kernels(rescale, optax.apply_updates(params, updates))
-        updates = jax.tree.map(lambda new, old: new - old, target, params)
+        def visit(key_path: Any, new: Any, update: Any, old: Any) -> Any:
+            if not is_factorized(new):
+                return update
+            scale = scales[path_string(key_path)]
+            scaled = new.replace(
+                **{
+                    name: jax.tree.map(lambda x: (x * scale).astype(x.dtype), getattr(new, name))
+                    for name in ("u", "vt")
+                }
+            )
+            return jax.tree.map(lambda goal, start: goal - start, scaled, old)
+
+        updates = jax.tree_util.tree_map_with_path(
+            visit, reached, updates, params, is_leaf=is_factorized
+        )
         return updates, ReplayState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
+
+
+def _scale(weight: FactorizedWeight, norms: jax.Array, step: jax.Array) -> jax.Array:
+    """What both factors are multiplied by; 1 for a weight of zeros, which no factor changes."""
+    target = norms[jnp.minimum(step, len(norms) - 1)]
+    norm = jnp.sqrt(weight.squared_norm())
+    return jnp.where(norm > 0, jnp.sqrt(target / jnp.where(norm > 0, norm, 1)), 1)

@@ -10,6 +10,7 @@ share, so that Frobenius decay can act on the product. Source: Khodak et al., IC
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,26 +59,45 @@ class Product:
                 "expected (((u axis,), (vt axis,)), (u batch axes, vt batch axes))"
             )
 
+    def check(self, u_shape: Sequence[int], vt_shape: Sequence[int]) -> None:
+        """Raises ValueError if leaves of these shapes cannot be multiplied as described."""
+        ((u_contract,), (vt_contract,)), (u_batch, vt_batch) = self.dimension_numbers
+        for path, shape, axes in (
+            (self.u, u_shape, (u_contract, *u_batch)),
+            (self.vt, vt_shape, (vt_contract, *vt_batch)),
+        ):
+            fits = all(-len(shape) <= axis < len(shape) for axis in axes)
+            if not fits or len({axis % len(shape) for axis in axes}) < len(axes):
+                raise ValueError(
+                    f"Product({self.u!r}, {self.vt!r}): {path} has shape {tuple(shape)}, but "
+                    f"dimension_numbers names its axes {axes}; expected distinct axes that it has"
+                )
+            if len(shape) == len(axes):
+                raise ValueError(
+                    f"Product({self.u!r}, {self.vt!r}): {path} has shape {tuple(shape)}; expected "
+                    "an axis beside the contracted and the shared ones"
+                )
+        for what, u_axes, vt_axes in (
+            ("contracted", (u_contract,), (vt_contract,)),
+            ("shared", tuple(u_batch), tuple(vt_batch)),
+        ):
+            if [u_shape[axis] for axis in u_axes] != [vt_shape[axis] for axis in vt_axes]:
+                raise ValueError(
+                    f"{self.u} {tuple(u_shape)} and {self.vt} {tuple(vt_shape)} differ along the "
+                    f"{what} axes {u_axes} and {vt_axes}"
+                )
+
     def weight(self, u: jax.Array, vt: jax.Array) -> LowRank:
-        """The product as a ``LowRank`` with the shared axes as batch axes, from the two leaves.
+        """The unscaled product as a ``LowRank`` with the shared axes as batch axes.
 
         Raises:
           ValueError: the leaves do not fit together along the named axes.
         """
+        self.check(u.shape, vt.shape)
         ((u_contract,), (vt_contract,)), (u_batch, vt_batch) = self.dimension_numbers
-        if u.shape[u_contract] != vt.shape[vt_contract]:
-            raise ValueError(
-                f"{self.u} {u.shape} and {self.vt} {vt.shape} differ along the contracted axes "
-                f"{u_contract} and {vt_contract}"
-            )
         batch = len(u_batch)
         left = jnp.moveaxis(u, (*u_batch, u_contract), (*range(batch), u.ndim - 1))
         right = jnp.moveaxis(vt, (*vt_batch, vt_contract), (*range(batch), batch))
-        if left.shape[:batch] != right.shape[:batch]:
-            raise ValueError(
-                f"{self.u} {u.shape} and {self.vt} {vt.shape} differ along the shared axes "
-                f"{tuple(u_batch)} and {tuple(vt_batch)}"
-            )
         return LowRank(
             u=left,
             vt=right,
@@ -107,7 +127,8 @@ def products_by_suffix(
     >>> products_by_suffix(params, "_lora_a", "_lora_b", scale=0.5)[0].vt
     'dense/kernel_lora_b'
     """
-    leaves = kernels(params)
+    # The array of an nnx variable has a path of its own below the variable's.
+    leaves = [path.removesuffix("/value") for path in kernels(params)]
     lefts = [path for path in leaves if path.endswith(u_suffix)]
     rights = [path for path in leaves if path.endswith(vt_suffix)]
     if not lefts and not rights:
@@ -125,3 +146,16 @@ def products_by_suffix(
         if right not in partners:
             raise ValueError(f"{right} has no partner {right.removesuffix(vt_suffix) + u_suffix}")
     return tuple(products)
+
+
+def refuse_duplicates(products: Sequence[Product]) -> None:
+    """Raises ValueError if two products multiply the same two leaves: they would count twice."""
+    seen: set[frozenset[str]] = set()
+    for product in products:
+        pair = frozenset((product.u, product.vt))
+        if pair in seen:
+            raise ValueError(
+                f"Product({product.u!r}, {product.vt!r}) is listed twice and would be decayed "
+                "twice; list every pair of leaves once"
+            )
+        seen.add(pair)

@@ -78,7 +78,8 @@ class FixedRank(RankRule):
     value: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.value, int | np.integer) or self.value < 1:
+        whole = isinstance(self.value, int | np.integer) and not isinstance(self.value, bool)
+        if not whole or self.value < 1:
             raise ValueError(f"FixedRank({self.value!r}): the rank must be a whole number >= 1")
 
     def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
@@ -103,9 +104,7 @@ class ParamFraction(RankRule):
 
     def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
         budget = self.fraction * math.prod(shape)
-        return max(
-            1, first_rank(lambda r: parameters(kind, shape, r, depth, **axes) > budget) - 1
-        )
+        return max(1, first_rank(lambda r: parameters(kind, shape, r, depth, **axes) > budget) - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,20 +7,22 @@ weight that is factorized in another way already, are errors.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
-from lowrank_jax.ranks import RankRule, break_even_rank, parameters, require_rank_rule
+from lowrank_jax.ranks import RankRule, Spectrum, break_even_rank, parameters, require_rank_rule
 from lowrank_jax.tree import kernels, near_misses
 from lowrank_jax.weights import FactorizedWeight, LowRank, is_factorized, kinds
 from lowrank_jax.weights.two_factor import TwoFactorWeight
@@ -77,6 +79,21 @@ class Rule:
     def matches(self, path: str) -> bool:
         return self.regex.fullmatch(path) is not None
 
+    def axes_for(self, shape: Sequence[int]) -> dict[str, int]:
+        """The static axes for a kernel of this shape.
+
+        Raises:
+          ValueError: the shape does not say which they are, or does not fit the kind.
+        """
+        if self.kind.static_fields and not self.axes and len(shape) != 2:
+            raise ValueError(
+                f"{self} matches a kernel of shape {tuple(shape)}, which is not a matrix: name "
+                "the kind (SpatialLowRank, ChannelLowRank) or the axes (in_axes=…, out_axes=…)"
+            )
+        axes = {name: self.axes.get(name, 1) for name in self.kind.static_fields}
+        self.kind.check(shape, **axes)
+        return axes
+
     def __repr__(self) -> str:
         extra = "".join(f", {name}={value}" for name, value in self.axes.items())
         if self.depth != 2:
@@ -94,6 +111,7 @@ class Row:
       axes: its static axes.
       shape: of the dense kernel, batch axes included.
       rank, depth: of the weight.
+      parameters: of its factors.
     """
 
     path: str
@@ -102,11 +120,7 @@ class Row:
     shape: tuple[int, ...]
     rank: int
     depth: int
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of the factors."""
-        return parameters(self.kind, self.shape, self.rank, self.depth, **self.axes)
+    parameters: int
 
     @property
     def dense_parameters(self) -> int:
@@ -127,6 +141,7 @@ class Row:
             "shape": list(self.shape),
             "rank": self.rank,
             "depth": self.depth,
+            "parameters": self.parameters,
         }
 
 
@@ -209,6 +224,7 @@ class Table:
                         shape=tuple(row["shape"]),
                         rank=int(row["rank"]),
                         depth=int(row["depth"]),
+                        parameters=int(row["parameters"]),
                     )
                 )
             return cls(tuple(rows), int(data["other_parameters"]))
@@ -222,7 +238,7 @@ class Table:
                 row.path,
                 row.kind.__name__ + "".join(f" {k}={v}" for k, v in row.axes.items() if v != 1),
                 "x".join(map(str, row.shape)),
-                f"{row.rank}{'*' if row.rank >= row.break_even_rank else ''}",
+                f"{row.rank}{'*' if row.parameters >= row.dense_parameters else ''}",
                 str(row.depth),
                 f"{row.parameters:,}",
                 f"{row.parameters / row.dense_parameters:.1%}",
@@ -240,7 +256,7 @@ class Table:
             f"{len(self.rows)} factorized kernels; parameters {self.parameters:,} of "
             f"{self.dense_parameters:,} ({self.ratio:.2%})"
         )
-        if any(row.rank >= row.break_even_rank for row in self.rows):
+        if any(row.parameters >= row.dense_parameters for row in self.rows):
             lines.append("* at or above break-even: no fewer parameters than the dense kernel")
         return "\n".join(lines)
 
@@ -286,25 +302,8 @@ def resolve(params: Any, rules: Sequence[Rule]) -> Table:
     >>> resolve(params, [Rule(".*/kernel", RankScale(0.25))]).parameters
     40
     """
-    rules = [rules] if isinstance(rules, Rule) else list(rules)
-    for rule in rules:
-        if not isinstance(rule, Rule):
-            raise TypeError(f"{rule!r} is not a Rule: write Rule(pattern, rank, kind)")
     leaves = kernels(params)
-    owners = {
-        path: next((rule for rule in rules if rule.matches(path)), None) for path in leaves
-    }
-    for rule in rules:
-        if any(owner is rule for owner in owners.values()):
-            continue
-        shadow = next((path for path in leaves if rule.matches(path)), None)
-        if shadow is not None:
-            raise ValueError(
-                f"{rule} is never used: every path it matches, such as {shadow}, is taken by the "
-                f"earlier {owners[shadow]}"
-            )
-        raise ValueError(f"{rule} matches no path; {near_misses(rule.pattern, leaves)}")
-
+    owners = first_matches(leaves, rules)
     rows, other = [], 0
     for path, leaf in leaves.items():
         owner = owners[path]
@@ -318,27 +317,47 @@ def resolve(params: Any, rules: Sequence[Rule]) -> Table:
     return Table(tuple(rows), other)
 
 
+def first_matches(paths: Collection[str], rules: Sequence[Rule]) -> dict[str, Rule | None]:
+    """For every path the first rule that matches it.
+
+    Raises:
+      ValueError: a rule matches nothing, or only what earlier rules took.
+      TypeError: something is no rule.
+    """
+    if isinstance(rules, Rule) or not isinstance(rules, Iterable):
+        raise TypeError(f"{rules!r} is not a list of rules: write [Rule(pattern, rank, kind), ...]")
+    rules = list(rules)
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"{rule!r} is not a Rule: write Rule(pattern, rank, kind)")
+    owners = {path: next((rule for rule in rules if rule.matches(path)), None) for path in paths}
+    for rule in rules:
+        if any(owner is rule for owner in owners.values()):
+            continue
+        shadow = next((path for path in paths if rule.matches(path)), None)
+        if shadow is not None:
+            raise ValueError(
+                f"{rule} is never used: every path it matches, such as {shadow}, is taken by the "
+                f"earlier {owners[shadow]}"
+            )
+        raise ValueError(f"{rule} matches no path; {near_misses(rule.pattern, paths)}")
+    return owners
+
+
 def _resolve_kernel(path: str, leaf: Any, rule: Rule, present: Row | None) -> Row:
     if rule.rank is None:
         raise ValueError(f"{path} is {_phrase(present)}, and {rule} keeps it dense: merge it first")
-    shape = tuple(leaf.shape)
-    axes = rule.axes
-    if rule.kind.static_fields and not axes:
-        if len(shape) != 2:
-            raise ValueError(
-                f"{path}: {rule} matches a kernel of shape {shape}, which is not a matrix: name "
-                "the kind (SpatialLowRank, ChannelLowRank) or the axes (in_axes=…, out_axes=…)"
-            )
-    axes = {name: axes.get(name, 1) for name in rule.kind.static_fields}
-    try:
-        rule.kind.check(shape, **axes)
-        spectrum = None
-        if not isinstance(jax.tree.leaves(leaf)[0], jax.ShapeDtypeStruct):
-            spectrum = functools.partial(_spectrum, path, leaf, rule.kind, axes)
-        rank = rule.rank.rank(rule.kind, shape, axes, rule.depth, spectrum)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    row = Row(path, rule.kind, axes, shape, rank, rule.depth)
+    shape = tuple(np.shape(leaf)) if present is None else present.shape
+    with named(path):
+        axes = rule.axes_for(shape)
+        dtype = jnp.result_type(*jax.tree.leaves(leaf))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"{rule} matches a leaf of {dtype}, and only real kernels factorize")
+        rank = rule.rank.rank(
+            rule.kind, shape, axes, rule.depth, spectrum_of(leaf, rule.kind, axes)
+        )
+    stored = parameters(rule.kind, shape, rank, rule.depth, **axes)
+    row = Row(path, rule.kind, axes, shape, rank, rule.depth, stored)
     if present is not None and row != present:
         raise ValueError(
             f"{path} is factorized already, as {_phrase(present)}, and {rule} asks for "
@@ -347,16 +366,43 @@ def _resolve_kernel(path: str, leaf: Any, rule: Rule, present: Row | None) -> Ro
     return row
 
 
-def _spectrum(
-    path: str, leaf: Any, kind: type[FactorizedWeight], axes: dict[str, int]
-) -> np.ndarray:
-    check_values(path, leaf)
-    if isinstance(leaf, TwoFactorWeight):
-        return factored_svd(leaf)[1]
-    return svd.singular_values(kind.matricize(np.asarray(leaf), **axes))
+def is_abstract(kernel: Any) -> bool:
+    """Whether only the shape and dtype of a kernel or weight are known."""
+    return isinstance(jax.tree.leaves(kernel)[0], jax.ShapeDtypeStruct)
+
+
+def spectrum_of(kernel: Any, kind: type[FactorizedWeight], axes: dict[str, int]) -> Spectrum | None:
+    """What gives the singular values of a kernel or weight; None where only its shape is known."""
+    if is_abstract(kernel):
+        return None
+
+    def spectrum() -> np.ndarray:
+        require_values(kernel)
+        if isinstance(kernel, TwoFactorWeight):
+            return factored_svd(kernel)[1]
+        return svd.singular_values(kind.matricize(np.asarray(kernel), **axes))
+
+    return spectrum
+
+
+@contextlib.contextmanager
+def named(path: str) -> Iterator[None]:
+    """Puts the path of the kernel in question before an error's text."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        # Not the error's own class: some of their constructors take no text.
+        plain = TypeError if isinstance(error, TypeError) else ValueError
+        raise plain(f"{path}: {error}") from error
 
 
 def check_values(path: str, kernel: Any) -> None:
+    """:func:`require_values`, with the path in the error."""
+    with named(path):
+        require_values(kernel)
+
+
+def require_values(kernel: Any) -> None:
     """Raises unless the values of a kernel or weight are there to be read, and all finite.
 
     Raises:
@@ -366,18 +412,19 @@ def check_values(path: str, kernel: Any) -> None:
     for leaf in jax.tree.leaves(kernel):
         if isinstance(leaf, jax.core.Tracer):
             raise TypeError(
-                f"{path} is being traced (inside jit, grad or vmap): factorize outside, or plan "
+                "it is being traced (inside jit, grad or vmap): factorize outside, or plan "
                 "with jax.eval_shape; layers born factorized use initializers.factorized"
             )
         values = svd.working_precision(leaf)
         bad = values.size - np.count_nonzero(np.isfinite(values))
         if bad:
-            raise ValueError(f"{path}: {bad} of {values.size} entries are not finite")
+            raise ValueError(f"{bad} of {values.size} entries are not finite")
 
 
 def _row_of(path: str, weight: FactorizedWeight) -> Row:
+    stored = sum(map(_size, jax.tree.leaves(weight)))
     return Row(
-        path, type(weight), weight.axes, tuple(weight.shape), weight.rank, weight.depth
+        path, type(weight), weight.axes, tuple(weight.shape), weight.rank, weight.depth, stored
     )
 
 

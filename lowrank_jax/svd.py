@@ -110,13 +110,16 @@ def balanced_factors(
     left[:, :keep][:, ~alive] = 0.0
     right[:keep][~alive] = fill * vt[~alive]
     if rank > keep:
-        rows = np.linalg.qr(vt.T, mode="complete")[0][:, keep:].T
-        missing = rank - keep - len(rows)
+        # Any directions do, and completing the whole basis would take columns² memory.
+        extra = min(rank, columns) - keep
+        sample = np.random.default_rng(0).standard_normal((columns, extra)).astype(vt.dtype)
+        rows = np.linalg.qr(np.concatenate([vt.T, sample], axis=1))[0][:, keep:].T
+        missing = rank - keep - extra
         if missing > 0:
             assert noise is not None and len(noise) >= missing
             random = noise[:missing] / np.linalg.norm(noise[:missing], axis=1, keepdims=True)
             rows = np.concatenate([rows, random.astype(rows.dtype)])
-        right[keep:] = fill * rows[: rank - keep]
+        right[keep:] = fill * rows
     return left, right
 
 

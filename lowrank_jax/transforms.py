@@ -9,8 +9,8 @@ decay is the dense model's weight decay, computed without the dense kernel from 
 matrices; with ``A = uᵀu`` and ``B = vt vtᵀ`` the two gradients are ``u B`` and ``A vt``. No kind of
 weight writes these formulas: the gradient is ``jax.grad`` of its ``squared_norm``.
 
-Where the transform stands in the chain decides whether it is coupled: before the momentum of ``sgd``
-it is the published form; after ``scale_by_adam`` the decoupled one, as in AdamW.
+Where the transform stands in the chain decides whether it is coupled: before the momentum of
+``sgd`` it is the published form; after ``scale_by_adam`` the decoupled one, as in AdamW.
 
 Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.2.
 """
@@ -18,14 +18,14 @@ Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.2.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from lowrank_jax.products import Product
+from lowrank_jax.products import Product, refuse_duplicates
 from lowrank_jax.tree import Components, components, near_misses, unbox
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
@@ -36,7 +36,7 @@ Mask = Any
 class DecayState(NamedTuple):
     """State of a decay whose coefficient is a schedule: the number of updates made."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
 
 
 def frobenius_decay(
@@ -109,7 +109,10 @@ def frobenius_penalty(params: Any, products: Sequence[Product] = ()) -> jax.Arra
 
 
 def _decay(
-    frobenius: Coefficient, plain: Coefficient | None, products: Sequence[Product], mask: Mask | None
+    frobenius: Coefficient,
+    plain: Coefficient | None,
+    products: Sequence[Product],
+    mask: Mask | None,
 ) -> optax.GradientTransformation:
     products = tuple(products)
     scheduled = callable(frobenius) or callable(plain)
@@ -118,8 +121,9 @@ def _decay(
         terms = _Terms.of(params, products, mask)
         if plain is None and not terms.found and not terms.masked:
             raise ValueError(
-                "frobenius_decay found no factorized weight in the parameters, and no products were "
-                "given: factorize them first, or use lowrank_jax.decay, which accepts dense trees"
+                "frobenius_decay found no factorized weight in the parameters, and no products "
+                "were given: factorize them first, or use lowrank_jax.decay, which accepts "
+                "dense trees"
             )
         return DecayState(jnp.zeros([], jnp.int32)) if scheduled else optax.EmptyState()
 
@@ -141,8 +145,10 @@ def _decay(
 
         def visit(key_path: Any, update: Any) -> Any:
             term = added.get(components(key_path))
+            if term is None:
+                return update
             # Rounded once, from float32: bfloat16 updates stay bfloat16.
-            return update if term is None else update + term.astype(update.dtype)
+            return update + jnp.asarray(term, jnp.result_type(update))
 
         updates = jax.tree_util.tree_map_with_path(visit, updates)
         if scheduled:
@@ -159,7 +165,7 @@ class _Terms:
     Attributes:
       leaves: the floating leaves that belong to weights or products, in float32 or better.
       norms: one function per weight or product: its squared norm, given such leaves.
-      others: the floating leaves that belong to neither, in float32 or better.
+      others: the floating leaves that belong to neither, in their own precision, as in Optax.
       found: whether there is any weight or product, masked ones included.
       masked: whether an enclosing ``optax.masked`` hides parts of the tree.
     """
@@ -175,15 +181,16 @@ class _Terms:
 
     @classmethod
     def of(cls, params: Any, products: Sequence[Product], mask: Mask | None = None) -> _Terms:
+        refuse_duplicates(products)
         entries = jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda x: is_factorized(x) or _is_masked(x)
+            params, is_leaf=lambda x: is_factorized(x) or _is_hidden(x)
         )
-        hidden = [components(path) for path, leaf in entries if _is_masked(leaf)]
+        hidden = {components(path): leaf for path, leaf in entries if _is_hidden(leaf)}
         weights = {components(path): leaf for path, leaf in entries if is_factorized(leaf)}
         arrays = {
             components(path): leaf
             for path, leaf in entries
-            if not is_factorized(leaf) and not _is_masked(leaf)
+            if not is_factorized(leaf) and not _is_hidden(leaf)
         }
         decayed = _decayed(params, mask)
 
@@ -192,37 +199,35 @@ class _Terms:
         for path, weight in weights.items():
             inner = jax.tree_util.tree_leaves_with_path(weight)
             places = [path + components(key_path) for key_path, _ in inner]
-            if not _all_or_none(
-                "/".join(path), [decayed(place) for place in places] + _child_visibility(weight)
-            ):
-                continue
             values = [leaf for _, leaf in inner]
             floating = {
                 place: value for place, value in zip(places, values, strict=True) if _floats(value)
             }
-            leaves |= floating
-            norms.append(_weight_norm(weight, places, values))
+            name, allowed = "/".join(path), [decayed(place) for place in floating]
+            if _all_or_none(name, _visibility(weight)) and _all_or_none(name, allowed):
+                leaves |= floating
+                norms.append(_weight_norm(weight, places, values))
         for product in products:
-            places = [_locate(path, arrays, weights, hidden) for path in (product.u, product.vt)]
-            if not _all_or_none(
+            u = _locate(product.u, arrays, weights, hidden)
+            vt = _locate(product.vt, arrays, weights, hidden)
+            whole = _all_or_none(
                 f"Product({product.u!r}, {product.vt!r})",
-                [place is not None and decayed(place) for place in places],
-            ):
-                continue
-            leaves |= {place: arrays[place] for place in places}
-            norms.append(_product_norm(product, *places))
+                [place is not None and decayed(place) for place in (u, vt)],
+            )
+            if whole and u is not None and vt is not None:
+                product.check(jnp.shape(arrays[u]), jnp.shape(arrays[vt]))
+                leaves |= {u: arrays[u], vt: arrays[vt]}
+                norms.append(_product_norm(product, u, vt))
         return cls(
             leaves=_accumulators(leaves),
             norms=tuple(norms),
-            others=_accumulators(
-                {
-                    path: leaf
-                    for path, leaf in arrays.items()
-                    if path not in leaves and decayed(path) and _floats(leaf)
-                }
-            ),
+            others={
+                path: leaf
+                for path, leaf in arrays.items()
+                if path not in leaves and decayed(path) and _floats(leaf)
+            },
             found=bool(weights or products),
-            masked=bool(hidden),
+            masked=any(_is_masked(leaf) for leaf in hidden.values()),
         )
 
 
@@ -247,13 +252,18 @@ def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
+def _is_hidden(x: Any) -> bool:
+    """Whether a leaf is out of this transform's sight: masked by Optax, or filtered to None."""
+    return x is None or _is_masked(x)
+
+
 def _floats(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
 
 
 def _accumulators(leaves: dict[Components, Any]) -> dict[Components, jax.Array]:
     def widen(leaf: Any) -> Any:
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = jnp.promote_types(jnp.result_type(leaf), jnp.float32)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype)
         return jnp.asarray(leaf).astype(dtype)
@@ -273,9 +283,15 @@ def _decayed(params: Any, mask: Mask | None) -> Callable[[Components], bool]:
     return lambda path: by_path[path]
 
 
-def _child_visibility(weight: FactorizedWeight) -> list[bool]:
-    """For each child of a weight whether it is there, or hidden by an enclosing mask."""
-    return [not _is_masked(child) for _, child in weight.children()]
+def _visibility(weight: FactorizedWeight) -> list[bool]:
+    """For each leaf of a weight whether it is there, or hidden; a missing ``m`` is not hidden."""
+    required = [
+        getattr(weight, field.name)
+        for field in dataclasses.fields(weight)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in weight.static_fields
+    ]
+    leaves = jax.tree.leaves(weight, is_leaf=_is_masked)
+    return [False for value in required if value is None] + [not _is_masked(x) for x in leaves]
 
 
 def _all_or_none(name: str, flags: list[bool]) -> bool:
@@ -289,23 +305,27 @@ def _all_or_none(name: str, flags: list[bool]) -> bool:
 
 def _locate(
     path: str,
-    arrays: dict[Components, Any],
-    weights: dict[Components, Any],
-    hidden: list[Components],
+    arrays: Iterable[Components],
+    weights: Iterable[Components],
+    hidden: Iterable[Components],
 ) -> Components | None:
     """The leaf a product names, or None if an enclosing mask hides it."""
-    place = tuple(path.split("/"))
-    for candidate in (place, (*place, "value")):  # A leaf in a partition box, or an nnx variable.
-        if candidate in arrays:
-            return candidate
-    if place in weights:
-        raise ValueError(
-            f"the product names {path}, which is a factorized weight: it is decayed by itself; take "
-            "it out of the products or merge it"
-        )
-    if any(place[: len(prefix)] == prefix for prefix in hidden):
+    names = {"/".join(place): place for place in arrays}
+    for candidate in (path, f"{path}/value"):  # A leaf in a partition box, or an nnx variable.
+        if candidate in names:
+            return names[candidate]
+    for place in weights:
+        if _within(path, place):
+            raise ValueError(
+                f"a product names {path}, but {'/'.join(place)} is a factorized weight: it is "
+                "decayed by itself; take it out of the products or merge it"
+            )
+    if any(_within(path, place) for place in hidden):
         return None
     raise ValueError(
-        f"a product names {path}, which is not in the parameters; "
-        f"{near_misses(path, ['/'.join(leaf) for leaf in arrays])}"
+        f"a product names {path}, which is not in the parameters; {near_misses(path, names)}"
     )
+
+
+def _within(path: str, place: Components) -> bool:
+    return not place or f"{path}/".startswith("/".join(place) + "/")

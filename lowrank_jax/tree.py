@@ -2,7 +2,7 @@
 
 A path is the string of keys from the root, joined by ``/``. A *box* is a leaf wrapper that carries
 the names of mesh axes beside an array (``flax.linen.Partitioned`` and its kin); it is known by what
-it offers (``unbox``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A kernel's
+it offers (``value``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A kernel's
 path does not contain the box. When a kernel is factorized, the box goes inside the weight: each
 factor axis gets the name of the dense axis it comes from.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
@@ -37,7 +38,7 @@ def path_string(key_path: tuple[Any, ...]) -> str:
 
 def is_boxed(x: Any) -> bool:
     """Whether ``x`` is a partition box."""
-    return all(hasattr(x, name) for name in ("unbox", "replace_boxed", "names"))
+    return all(hasattr(x, name) for name in ("value", "replace_boxed", "names"))
 
 
 def is_kernel(x: Any) -> bool:
@@ -47,17 +48,29 @@ def is_kernel(x: Any) -> bool:
 
 def unbox(x: Any) -> Any:
     """The array in a box, a weight with its factors unboxed, anything else as it is."""
+    # Not by the box's own `unbox`, which constrains the sharding under a mesh: shapes have none.
     if is_boxed(x):
-        return x.unbox()
+        return x.value
     if is_factorized(x):
-        return jax.tree.map(lambda leaf: leaf.unbox() if is_boxed(leaf) else leaf, x, is_leaf=is_boxed)
+        return jax.tree.map(
+            lambda leaf: leaf.value if is_boxed(leaf) else leaf, x, is_leaf=is_boxed
+        )
     return x
 
 
 def kernels(params: Any) -> dict[str, Any]:
-    """Every leaf by its path, a factorized weight counting as one leaf, boxes removed."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_kernel)
-    return {path_string(path): unbox(leaf) for path, leaf in leaves}
+    """Every leaf by its path, a factorized weight counting as one leaf, boxes removed.
+
+    Raises:
+      ValueError: two leaves have the same path, because a key contains ``/``.
+    """
+    found: dict[str, Any] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_kernel):
+        path = path_string(key_path)
+        if path in found:
+            raise ValueError(f"two leaves of the tree have the path {path}; rename one of them")
+        found[path] = unbox(leaf)
+    return found
 
 
 def factorized_weights(params: Any) -> dict[str, FactorizedWeight]:
@@ -95,16 +108,18 @@ def _rebox(original: Any, result: Any) -> Any:
 def _box_and_names(original: Any) -> tuple[Any, tuple[Any, ...]]:
     """One of the boxes of a kernel, and the names of the dense kernel's axes."""
     if is_boxed(original):
-        return original, tuple(original.names)
+        # Like a partition spec, names may stop early: the axes past them have none.
+        missing = jnp.ndim(original.value) - len(original.names)
+        return original, (*original.names, *[None] * missing)
     box, names = None, {}
     if is_factorized(original):
-        sources = unbox(original).factor_axes
+        weight = unbox(original)
         for name, factor in original.children():
             if is_boxed(factor):
                 box = factor
-                named = zip(sources[name], factor.names, strict=True)
+                named = zip(weight.factor_axes[name], factor.names, strict=False)
                 names |= {axis: axis_name for axis, axis_name in named if isinstance(axis, int)}
-    return box, tuple(names[axis] for axis in sorted(names))
+    return box, tuple(names.get(axis) for axis in range(weight.ndim)) if box is not None else ()
 
 
 def near_misses(wanted: str, paths: Iterable[str]) -> str:

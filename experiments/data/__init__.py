@@ -4,9 +4,17 @@
 places, and `pipeline.py` the batches.
 """
 
-from experiments.data.catalog import names
+from experiments.data.catalog import image_set, names
 from experiments.data.errors import DataCorrupt, DataUnavailable
 from experiments.data.image_data import ImageData, split_validation
 from experiments.data.lookup import load
 
-__all__ = ["DataCorrupt", "DataUnavailable", "ImageData", "load", "names", "split_validation"]
+__all__ = [
+    "DataCorrupt",
+    "DataUnavailable",
+    "ImageData",
+    "image_set",
+    "load",
+    "names",
+    "split_validation",
+]

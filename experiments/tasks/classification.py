@@ -37,11 +37,34 @@ Arrays = dict[str, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Network:
+    """The dense network of a task: how to make it and how to apply it, data apart.
+
+    Attributes:
+      model: from images ``(batch, 32, 32, 3)`` to logits.
+    """
+
+    model: nn.Module
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """The dense variables of the model: ``params`` and what else it keeps."""
+        return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
+
+    def example(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        """The shape of the model's input."""
+        return jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
+
+    def apply(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+        """Logits in evaluation mode."""
+        return self.model.apply({"params": params, **model_state}, images, False)
+
+
+@dataclasses.dataclass(frozen=True)
 class Classification:
     """The task, its data on the host.
 
     Attributes:
-      model: the dense network.
+      network: the dense network.
       pipeline: how stored images become the network's input.
       data: name, origin and fingerprint of what was loaded.
       splits: uint8 images and int32 labels by split name; always ``train`` and ``test``, and
@@ -52,7 +75,7 @@ class Classification:
       selects: whether the best epoch is recorded, and on which split; ``None``: no selection.
     """
 
-    model: nn.Module
+    network: Network
     pipeline: ImagePipeline
     data: Data
     splits: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -92,7 +115,7 @@ class Classification:
             flip=config.augment.flip and own.flip,
         )
         return cls(
-            model=models.build(config.model, data.num_classes),
+            network=Network(models.build(config.model, data.num_classes)),
             pipeline=pipeline,
             data=Data(data.name, data.origin, data.fingerprint),
             splits=splits,
@@ -117,18 +140,6 @@ class Classification:
         """The order of the training examples in an epoch, a function of the seed alone."""
         return epoch_permutation(self.seed, epoch, self.train_examples)
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
-        """The dense variables of the model: ``params`` and what else it keeps."""
-        return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
-
-    def example(self, batch_size: int) -> jax.ShapeDtypeStruct:
-        """The shape of the model's input."""
-        return jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
-
-    def apply(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
-        """Logits in evaluation mode."""
-        return self.model.apply({"params": params, **model_state}, images, False)
-
     def batch(self, arrays: Arrays, indices: jax.Array, epoch: jax.Array) -> Any:
         """An augmented training batch."""
         images, labels = arrays["train"]
@@ -137,7 +148,7 @@ class Classification:
     def loss(self, params: Any, model_state: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         """Mean cross-entropy; beside it the new model state and sums of metrics over the batch."""
         images, labels = batch
-        logits, model_state = self.model.apply(
+        logits, model_state = self.network.model.apply(
             {"params": params, **model_state}, images, True, mutable=list(model_state)
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -159,7 +170,7 @@ class Classification:
 
         def measure(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
             batch, targets = evaluation_batch(images, labels, inputs[0], self.pipeline)
-            logits = self.apply(params, model_state, batch)
+            logits = self.network.apply(params, model_state, batch)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
             hits = jnp.argmax(logits, axis=-1) == targets
             return {

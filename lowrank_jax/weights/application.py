@@ -52,9 +52,7 @@ def dot_general(
         return w.dot_general(
             x, dimension_numbers, precision, preferred_element_type, compose=compose
         )
-    return lax.dot_general(
-        x, w, dimension_numbers, precision, preferred_element_type, **kwargs
-    )
+    return lax.dot_general(x, w, dimension_numbers, precision, preferred_element_type, **kwargs)
 
 
 def conv_general_dilated(
@@ -86,7 +84,5 @@ def conv_general_dilated(
     (1, 4, 4, 6)
     """
     if isinstance(w, FactorizedWeight):
-        return w.conv_general_dilated(
-            x, window_strides, padding, *args, compose=compose, **kwargs
-        )
+        return w.conv_general_dilated(x, window_strides, padding, *args, compose=compose, **kwargs)
     return lax.conv_general_dilated(x, w, window_strides, padding, *args, **kwargs)

@@ -161,9 +161,11 @@ class FactorizedWeight(abc.ABC):
         raise ValueError(f"{cls.__name__} does not read a kernel as a matrix")
 
     @classmethod
-    def draw_shape(cls, shape: Sequence[int], **axes: int) -> tuple[int, ...]:
-        """The shape in which an initializer of dense kernels should draw this kernel."""
-        return tuple(shape)
+    def draw(
+        cls, kernel_init: Any, key: Any, shape: Sequence[int], dtype: Any, **axes: int
+    ) -> jax.Array:
+        """A dense kernel of this shape from ``kernel_init(key, shape, dtype)``."""
+        return kernel_init(key, tuple(shape), dtype)
 
     @classmethod
     def initialize(

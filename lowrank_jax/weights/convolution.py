@@ -69,7 +69,12 @@ class ConvolutionWeight(TwoFactorWeight):
             refuse_factored(self, compose, "convolution, whose kernel layout is not HWIO,")
             compose = True
 
-        def convolve(inputs: Any, kernel: Any, held: set[Any] | None, dtype: Any) -> jax.Array:
+        # What lies between the stages has the input's layout; the output may have another.
+        between = numbers._replace(out_spec=numbers.lhs_spec)
+
+        def convolve(
+            inputs: Any, kernel: Any, held: set[Any] | None, layout: Any, dtype: Any
+        ) -> jax.Array:
             """One stage; ``held`` are the spatial axes it works on (None: all of them)."""
 
             def own(values: Any, neutral: Any) -> Any:
@@ -84,7 +89,7 @@ class ConvolutionWeight(TwoFactorWeight):
                 own(padding, (0, 0)),
                 own(lhs_dilation, 1),
                 own(rhs_dilation, 1),
-                numbers,
+                layout,
                 precision=precision,
                 preferred_element_type=dtype,
             )
@@ -93,14 +98,15 @@ class ConvolutionWeight(TwoFactorWeight):
         first, second = set(geometry.u), set(geometry.vt)
 
         def factored(inputs: Any, u: Any, vt: Any) -> tuple[jax.Array, jax.Array]:
-            hidden = convolve(inputs, u, first, None)
-            return hidden, convolve(hidden, vt, second, preferred_element_type)
+            hidden = convolve(inputs, u, first, between, None)
+            return hidden, convolve(hidden, vt, second, numbers, preferred_element_type)
 
         if compose is None:
             hidden, output = jax.eval_shape(factored, x, self.u, self.vt)
             compose = self._composing_is_cheaper(hidden.shape, output.shape, numbers.out_spec)
         if compose:
-            return convolve(x, self.dense(precision=precision), None, preferred_element_type)
+            dense = self.dense(precision=precision)
+            return convolve(x, dense, None, numbers, preferred_element_type)
         return factored(x, self.u, self.fold_middle(precision))[1]
 
     def _composing_is_cheaper(

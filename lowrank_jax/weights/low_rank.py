@@ -47,9 +47,7 @@ class LowRank(TwoFactorWeight):
     def geometry(cls, in_axes: int = 1, out_axes: int = 1) -> Geometry:  # type: ignore[override]
         if in_axes < 1 or out_axes < 1:
             raise ValueError(f"in_axes={in_axes} and out_axes={out_axes} must be at least 1")
-        return Geometry(
-            u=(*range(in_axes), RANK), vt=(RANK, *range(in_axes, in_axes + out_axes))
-        )
+        return Geometry(u=(*range(in_axes), RANK), vt=(RANK, *range(in_axes, in_axes + out_axes)))
 
     @classmethod
     def rank_from_scale(cls, scale: float, shape: Sequence[int], **axes: int) -> int:
@@ -58,8 +56,7 @@ class LowRank(TwoFactorWeight):
     @classmethod
     def draw_shape(cls, shape: Sequence[int], **axes: int) -> tuple[int, ...]:
         # As a matrix, so that fan-in and fan-out are what the layer computes with.
-        _, columns = cls.geometry(**axes).matrix_shape(shape)
-        return math.prod(shape) // columns, columns
+        return cls.geometry(**axes).matrix_shape(shape)
 
     def dot_general(
         self,
@@ -87,7 +84,9 @@ class LowRank(TwoFactorWeight):
             refuse_factored(self, compose, f"contraction over axes {tuple(w_contract)}")
             compose = True
         elif compose is None:
-            rows = math.prod(x.shape) // math.prod(x.shape[axis] for axis in (*x_contract, *x_batch))
+            rows = math.prod(x.shape) // math.prod(
+                x.shape[axis] for axis in (*x_contract, *x_batch)
+            )
             n_in, n_out = self.geometry(**self.axes).matrix_shape(self.shape)
             compose = rows * self.rank * (n_in + n_out) > n_in * n_out * (self.rank + rows)
         if compose:

@@ -99,9 +99,7 @@ class TwoFactorWeight(FactorizedWeight):
             return self.vt
         geometry = self.geometry(**self.axes)
         before, after = geometry.labels(geometry.vt, "s"), geometry.labels(geometry.vt, "r")
-        return jnp.einsum(
-            f"...rs,...{before}->...{after}", self.m, self.vt, precision=precision
-        )
+        return jnp.einsum(f"...rs,...{before}->...{after}", self.m, self.vt, precision=precision)
 
     def dense(self, *, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> jax.Array:
         geometry = self.geometry(**self.axes)
@@ -157,6 +155,25 @@ class TwoFactorWeight(FactorizedWeight):
         """From factor matrices ``(*batch, rows, r)``, ``(*batch, r, columns)`` and ``m``."""
         u, vt = cls.geometry(**axes).unfold(u, vt, shape)
         return cls(u=u, vt=vt, m=m, **axes)  # type: ignore[call-arg]
+
+    @classmethod
+    def draw_shape(cls, shape: Sequence[int], **axes: int) -> tuple[int, ...]:
+        """``(*receptive field, in, out)``: one kernel as initializers of dense kernels read it."""
+        return tuple(shape)
+
+    @classmethod
+    def draw(
+        cls, kernel_init: Any, key: Any, shape: Sequence[int], dtype: Any, **axes: int
+    ) -> jax.Array:
+        batch, one = cls.geometry(**axes).split(shape)
+
+        def draw_one(key: Any) -> jax.Array:
+            return kernel_init(key, cls.draw_shape(one, **axes), dtype)
+
+        # Kernel by kernel: batch axes are no part of a kernel's fan.
+        for _ in batch:
+            draw_one = jax.vmap(draw_one)
+        return draw_one(jax.random.split(key, batch) if batch else key).reshape(shape)
 
     @classmethod
     def initialize(

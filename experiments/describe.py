@@ -1,0 +1,69 @@
+"""Describes what a config would train, without data and without training:
+
+    python -m experiments.describe --config=configs/NAME.py[:arguments] [--json]
+
+prints the factorization table and the totals. With `--json`, one object with `parameters`,
+`dense_parameters`, `ratio`, `multiply_adds`, `dense_multiply_adds` and the rows of the table.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import arguments, models
+from experiments.command_line import exit_code, read_config
+from experiments.data import image_set
+from experiments.state import Plan, plan
+from experiments.tasks.classification import Network
+
+USAGE = "Usage: python -m experiments.describe --config=configs/NAME.py[:key=value,…] [--json]"
+
+
+def describe(config: ConfigDict) -> Plan:
+    """The plan of a config, made from the model and the number of classes alone.
+
+    Raises:
+      RunError: the config asks for something that does not exist or does not fit.
+    """
+    config = arguments.settle(config)
+    network = Network(models.build(config.model, image_set(config.data.name).num_classes))
+    return plan(config, network, batches_per_epoch=1)
+
+
+def as_text(found: Plan) -> str:
+    """The plan's table and totals to read."""
+    saved = found.multiply_adds / found.dense_multiply_adds
+    return (
+        f"{found.table}\nmultiply-adds {found.multiply_adds:,} of {found.dense_multiply_adds:,} "
+        f"({saved:.2%}), one example's forward pass"
+    )
+
+
+def as_json(found: Plan) -> str:
+    """The plan's table and totals as JSON text."""
+    totals = {
+        "parameters": found.table.parameters,
+        "dense_parameters": found.table.dense_parameters,
+        "ratio": found.table.ratio,
+        "multiply_adds": found.multiply_adds,
+        "dense_multiply_adds": found.dense_multiply_adds,
+    }
+    return json.dumps(totals | json.loads(found.table.to_json()), indent=1)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parses the command line and prints."""
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("json", False, "print JSON", flag_values=values)
+    config, _ = read_config(argv, values, USAGE)
+    found = describe(config)
+    print(as_json(found) if values.json else as_text(found))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv)))

@@ -1,0 +1,192 @@
+"""``lift``: an unedited linen model that accepts factorized weights where its flax layers look up a kernel.
+
+``lift(Net)`` is a subclass of ``Net`` with the same name, so parameter paths and automatic names do
+not change. While one of its methods runs, a method interceptor (``flax.linen.intercept_methods``)
+watches the calls of the layers inside; a layer that holds a factorized kernel runs flax's own code
+on a :class:`~lowrank_jax.linen.kernels.KernelView` of itself, and everything else runs as it is.
+What happens is decided by the stored parameters alone, which are part of every jit cache key; so it
+does not matter where a jitted function is traced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from flax import errors
+from flax import linen as nn
+from flax.linen.module import InterceptorContext
+
+from lowrank_jax.linen import layers
+from lowrank_jax.linen.kernels import KernelView, born_factorized, flax_code, path_of
+from lowrank_jax.weights import is_factorized
+
+Model = TypeVar("Model", bound=nn.Module | type[nn.Module])
+
+DROP_INS = (layers.Dense, layers.DenseGeneral, layers.Conv)
+LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv)
+# These compute with the parameters of the layer they wrap, leaf by leaf.
+NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
+
+
+def lift(model: Model) -> Model:
+    """The same linen model, accepting factorized weights as kernels.
+
+    Wherever a ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Conv`` inside the model (attention's
+    projections and recurrent cells' gates included) looks up its kernel, the parameters may hold a
+    factorized weight. With dense parameters the model computes what it always did, bit by bit.
+
+    Args:
+      model: a model, or its class. A model gives a model with the same fields, a class gives a
+        subclass with the same name, the same one each time.
+
+    Works under jit, ``nn.scan``, ``nn.remat`` and other transforms, around or inside the model; with
+    any method (``method="encode"``), ``bind``, and as a submodule: ``lift(Net)()``. A submodule taken
+    out of a bound model is the flax layer it was: call it through a method of the model.
+
+    Raises:
+      ValueError: the model is bound or already attached to a parent, as in ``lift(Net())`` inside a
+        compact method: write ``lift(Net)()``.
+      TypeError: not a linen model or class.
+
+    The lifted model raises ValueError, with the path, where a weight lies in a place that cannot
+    use it: another layer's parameter, a grouped or masked convolution, a layer with a
+    ``dot_general`` of its own.
+
+    >>> import jax.numpy as jnp
+    >>> from lowrank_jax.weights import LowRank
+    >>> params = {"kernel": LowRank(u=jnp.ones((3, 1)), vt=jnp.ones((1, 2)))}
+    >>> lift(nn.Dense(2, use_bias=False)).apply({"params": params}, jnp.ones(3)).tolist()
+    [3.0, 3.0]
+    """
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        return _lifted_class(model)  # type: ignore[return-value]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"lift takes a flax.linen model or its class, found {model!r}")
+    name = type(model).__name__
+    if model.scope is not None:
+        raise ValueError(
+            f"lift({name}(...)): this {name} is already bound or attached to a parent. Inside a "
+            f"compact method write lift({name})(...); otherwise lift first and bind afterwards."
+        )
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
+    return _lifted_class(type(model))(**fields)  # type: ignore[return-value]
+
+
+class Lifted:
+    """Mixed into every lifted class: the entry points that are not methods of the model."""
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(_accept_weights):
+            return super().init(*args, **kwargs)  # type: ignore[misc]
+
+    def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(_accept_weights):
+            return super().init_with_output(*args, **kwargs)  # type: ignore[misc]
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(_accept_weights):
+            return super().apply(*args, **kwargs)  # type: ignore[misc]
+
+
+@functools.cache
+def _lifted_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if issubclass(cls, Lifted):
+        return cls
+    namespace: dict[str, Any] = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        # flax would make a new hash of the fields, where the class may have one of its own.
+        "__hash__": cls.__hash__,
+    }
+    for name, method in _methods(cls):
+        namespace[name] = _watched(method)
+    return type(cls)(cls.__name__, (Lifted, cls), namespace)
+
+
+def _methods(cls: type[nn.Module]) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The methods in which submodules can be called, by name."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for name in dir(cls):
+        method = inspect.getattr_static(cls, name)
+        if (
+            inspect.isfunction(method)
+            and method is not inspect.getattr_static(nn.Module, name, None)
+            and (name == "__call__" or not name.startswith("__"))
+            and name != "setup"
+            and name not in fields
+            and not hasattr(method, "nowrap")
+        ):
+            yield name, method
+
+
+def _watched(method: Callable[..., Any]) -> Callable[..., Any]:
+    # nowrap: flax's state handling is around the original method already.
+    @nn.nowrap
+    @functools.wraps(method)
+    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(_accept_weights):
+            return method(self, *args, **kwargs)
+
+    return watched
+
+
+def _accept_weights(
+    next_fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+) -> Any:
+    """The interceptor. Looks at one call of one module's method."""
+    module = context.module
+    if module.scope is None or isinstance(module, DROP_INS):
+        return next_fun(*args, **kwargs)
+    if isinstance(module, NORMALIZERS):
+        _refuse(module, module.layer_instance)
+    held = _held_weights(module)
+    layer = _flax_layer(context)
+    if layer is not None and (held or born_factorized(module)):
+        return flax_code(layer)(KernelView(module), *args, **kwargs)
+    if not held:
+        return next_fun(*args, **kwargs)
+    if _of_flax(type(module)) and not isinstance(module, LIFTED):
+        _refuse(module, module)
+    try:
+        return next_fun(*args, **kwargs)
+    except errors.ScopeParamShapeError as error:
+        _refuse(module, module, error)
+        raise
+
+
+def _flax_layer(context: InterceptorContext) -> type[nn.Module] | None:
+    """The flax layer whose own ``__call__`` this is; None for a subclass's and for other methods."""
+    if isinstance(context.module, LIFTED):
+        code = getattr(context.orig_method, "func", None)
+        for layer in LIFTED:
+            if isinstance(context.module, layer) and code is flax_code(layer):
+                return layer
+    return None
+
+
+def _of_flax(cls: type[nn.Module]) -> bool:
+    """Whether flax wrote the class; the classes its transforms make of a user's do not count."""
+    return cls.__module__.startswith("flax.") and cls.__module__ != nn.transforms.__name__
+
+
+def _held_weights(module: nn.Module) -> dict[str, Any]:
+    """The factorized weights among the module's own parameters, not those of its submodules."""
+    params = module.variables.get("params", {})
+    return {name: value for name, value in params.items() if is_factorized(value)}
+
+
+def _refuse(user: nn.Module, owner: nn.Module, cause: Exception | None = None) -> None:
+    """Raises if ``owner`` holds a weight, which ``user`` cannot compute with."""
+    for name, weight in _held_weights(owner).items():
+        raise ValueError(
+            f"{path_of(owner, name)}: found a {type(weight).__name__}, but {type(user).__name__} "
+            "cannot use a factorized weight; merge it, or leave it out of the rules."
+        ) from cause

@@ -1,0 +1,19 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs the test with 64-bit arrays enabled."""
+    # The context moved out of jax.experimental in newer versions.
+    enable = getattr(jax, "enable_x64", None)
+    if not callable(enable):
+        from jax.experimental import enable_x64 as enable
+    with enable(True):
+        yield

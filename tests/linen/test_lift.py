@@ -1,0 +1,430 @@
+"""lift: unedited linen models with factorized kernels, against the same models with dense ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lowrank_jax import linen
+from lowrank_jax.initializers import factorized
+from lowrank_jax.linen import lift
+from lowrank_jax.ranks import FixedRank
+from lowrank_jax.weights import ChannelLowRank, LowRank, SpatialLowRank
+
+KEY = jax.random.key(0)
+
+
+class Block(nn.Module):
+    """Compact, with automatic names and batch statistics."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        y = nn.Conv(self.features, (3, 3), use_bias=False)(x)
+        y = nn.BatchNorm(use_running_average=not train)(y)
+        return x + nn.relu(y)
+
+
+class CNN(nn.Module):
+    """setup-style outside, compact inside, one block under remat, two methods."""
+
+    classes: int = 3
+
+    def setup(self):
+        self.stem = nn.Conv(4, (3, 3), strides=2)
+        self.blocks = [Block(4), nn.remat(Block, static_argnums=(2,))(4)]
+        self.head = nn.Dense(self.classes)
+
+    def encode(self, x, train=False):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, train)
+        return x.mean((1, 2))
+
+    def __call__(self, x, train=False):
+        return self.head(self.encode(x, train))
+
+
+class MLP(nn.Module):
+    """A scanned residual layer."""
+
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        def body(module, carry, _):
+            return carry + jnp.tanh(nn.Dense(4)(carry)), None
+
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.scan(body, length=self.depth, **axes)(self, x, None)[0]
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(num_heads=2)(x)
+
+
+def replace(tree, path, kernel):
+    """The tree with another kernel at ``path``."""
+    name, *rest = path.split("/", 1)
+    return tree | {name: replace(tree[name], rest[0], kernel) if rest else kernel}
+
+
+def factored_and_dense(draw, params, weights):
+    dense = params
+    for path, weight in weights.items():
+        params = replace(params, path, jax.tree.map(jnp.asarray, weight))
+        dense = replace(dense, path, jnp.asarray(draw.dense(weight)))
+    return params, dense
+
+
+def random_variables(draw, model, x):
+    """Positive float64 entries (variances are among them) in the tree the model initializes."""
+    shapes = jax.eval_shape(model.init, KEY, x)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.abs(draw.array(*leaf.shape))), shapes)
+
+
+@pytest.fixture
+def cnn(float64, draw):
+    """Inputs, and the CNN's variables with factorized and with the equal dense kernels."""
+    x = jnp.asarray(draw.array(2, 8, 8, 3))
+    variables = random_variables(draw, CNN(), x)
+    factored, dense = factored_and_dense(
+        draw,
+        variables["params"],
+        {
+            "stem/kernel": draw.weight(SpatialLowRank, (3, 3, 3, 4), 2, True),
+            "blocks_0/Conv_0/kernel": draw.weight(ChannelLowRank, (3, 3, 4, 4), 2, False),
+            "blocks_1/Conv_0/kernel": draw.weight(SpatialLowRank, (3, 3, 4, 4), 1, False),
+            "head/kernel": draw.weight(LowRank, (4, 3), 2, False),
+        },
+    )
+    return x, variables | {"params": factored}, variables | {"params": dense}
+
+
+def close(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), found, expected)
+
+
+def test_class_and_instance():
+    lifted = lift(CNN)
+    assert lifted is lift(CNN) is lift(lifted) and issubclass(lifted, CNN)
+    assert (lifted.__name__, lifted.__module__) == (CNN.__name__, CNN.__module__)
+    model = lift(CNN(classes=7))
+    assert type(model) is lifted and model.classes == 7
+    assert model == lift(CNN(classes=7)) and hash(model) == hash(lift(CNN(classes=7)))
+
+
+def test_keyword_only_fields_and_a_hash_of_its_own():
+    class Special(nn.Module, kw_only=True):
+        table: dict
+        width: int = 2
+
+        def __hash__(self):
+            return 7
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(self.width)(x)
+
+    model = lift(Special(table={"a": 1}))
+    assert hash(model) == 7 and model.table == {"a": 1}
+    assert model.init_with_output(KEY, jnp.ones(3))[0].shape == (2,)
+
+
+def test_dense_parameters_give_the_same_bits():
+    x = jax.random.normal(KEY, (2, 8, 8, 3))
+    variables = CNN().init(KEY, x)
+    jax.tree.map(np.testing.assert_array_equal, lift(CNN)().init(KEY, x), variables)
+    for train in (False, True):
+        run = [model.apply(variables, x, train, mutable="batch_stats") for model in (lift(CNN()), CNN())]
+        assert jax.tree.structure(run[0]) == jax.tree.structure(run[1])
+        jax.tree.map(np.testing.assert_array_equal, *run)
+    jaxprs = [str(jax.make_jaxpr(model.apply)(variables, x)) for model in (lift(CNN()), CNN())]
+    assert jaxprs[0] == jaxprs[1]
+
+
+def test_cnn(cnn):
+    x, factored, dense = cnn
+    model = lift(CNN())
+    expected = CNN().apply(dense, x)
+    close(model.apply(factored, x), expected)
+    close(jax.jit(model.apply)(factored, x), expected)
+    close(model.bind(factored)(x), expected)
+    # Batch statistics follow as they would.
+    close(
+        model.apply(factored, x, True, mutable="batch_stats"),
+        CNN().apply(dense, x, True, mutable="batch_stats"),
+    )
+
+
+def test_other_methods(cnn):
+    x, factored, dense = cnn
+    model = lift(CNN())
+    expected = CNN().apply(dense, x, method="encode")
+    for method in ("encode", CNN.encode, lift(CNN).encode, lambda module, x: module.encode(x)):
+        close(model.apply(factored, x, method=method), expected)
+    close(model.bind(factored).encode(x), expected)
+    assert jax.tree.structure(model.init(KEY, x)) == jax.tree.structure(dense)
+
+
+def test_intermediates_are_captured_once(cnn):
+    x, factored, dense = cnn
+    close(
+        lift(CNN()).apply(factored, x, capture_intermediates=True),
+        CNN().apply(dense, x, capture_intermediates=True),
+    )
+
+
+def test_gradients(cnn, draw):
+    x, factored, dense = cnn
+
+    def loss(model, variables):
+        return lambda params: jnp.sum(jnp.sin(model.apply(variables | {"params": params}, x)))
+
+    found = jax.jit(jax.grad(loss(lift(CNN()), factored)))(factored["params"])
+
+    def through_dense(params):
+        params = jax.tree.map(
+            lambda w: draw.dense(w, jnp.einsum) if hasattr(w, "vt") else w,
+            params,
+            is_leaf=lambda w: hasattr(w, "vt"),
+        )
+        return loss(CNN(), dense)(params)
+
+    close(found, jax.grad(through_dense)(factored["params"]))
+
+
+def test_traced_inside_and_used_outside(cnn):
+    """One jit cache, models with and without factorized kernels, in every order."""
+    x, factored, dense = cnn
+    expected = CNN().apply(dense, x)
+
+    class Jitted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.jit(CNN)(name="net")(x)
+
+    def nested(variables):
+        return {name: {"net": tree} for name, tree in variables.items()}
+
+    for _ in range(2):
+        close(lift(Jitted)().apply(nested(dense), x), expected)
+        close(lift(Jitted)().apply(nested(factored), x), expected)
+        close(Jitted().apply(nested(dense), x), expected)
+
+    @jax.jit
+    def run(variables, x):
+        return lift(CNN)().apply(variables, x)
+
+    inside = []
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            inside.append(run(factored, x))
+            return x
+
+    lift(Outer)().apply({}, x)
+    close(inside[0], expected)
+    close(run(factored, x), expected)
+    close(run(dense, x), expected)
+
+
+def test_scan(float64, draw):
+    x = jnp.asarray(draw.array(2, 4))
+    u, m, vt = draw.array(3, 4, 2), draw.array(3, 2, 2), draw.array(3, 2, 4)
+    params = random_variables(draw, MLP(), x)["params"]
+    factored = replace(params, "Dense_0/kernel", LowRank(u=u, vt=vt, m=m))
+    dense = replace(params, "Dense_0/kernel", u @ m @ vt)
+    expected = MLP().apply({"params": dense}, x)
+    close(lift(MLP()).apply({"params": factored}, x), expected)
+    close(jax.jit(lift(MLP)().apply)({"params": factored}, x), expected)
+
+
+def test_attention(float64, draw):
+    x = jnp.asarray(draw.array(2, 5, 4))
+    name = "MultiHeadDotProductAttention_0"
+    weights = {
+        f"{name}/{part}/kernel": draw.weight(LowRank, (4, 2, 2), 2, False)
+        for part in ("query", "key", "value")
+    }
+    weights[f"{name}/out/kernel"] = draw.weight(LowRank, (2, 2, 4), 2, True, in_axes=2)
+    params = random_variables(draw, Attention(), x)["params"]
+    factored, dense = factored_and_dense(draw, params, weights)
+    close(lift(Attention)().apply({"params": factored}, x), Attention().apply({"params": dense}, x))
+
+
+def test_recurrent_cell(float64, draw):
+    x = jnp.asarray(draw.array(2, 5, 4))
+    model = nn.RNN(nn.GRUCell(3, param_dtype=jnp.float64))
+    params = random_variables(draw, model, x)["params"]
+    weights = {"cell/ir/kernel": draw.weight(LowRank, (4, 3), 2, False)}
+    factored, dense = factored_and_dense(draw, params, weights)
+    close(lift(model).apply({"params": factored}, x), model.apply({"params": dense}, x))
+
+
+def test_transformed_layers(float64, draw):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            heads = nn.vmap(nn.Dense, in_axes=None, axis_size=3, **axes)(4, name="heads")
+            x = heads(nn.remat(nn.Dense)(4, name="remat")(x))
+            return nn.jit(nn.Dense)(4, name="jit")(x)
+
+    x = jnp.asarray(draw.array(2, 4))
+    params = random_variables(draw, Net(), x)["params"]
+    weights = {f"{name}/kernel": draw.weight(LowRank, (4, 4), 2, False) for name in ("remat", "jit")}
+    factored, dense = factored_and_dense(draw, params, weights)
+    u, vt = draw.array(3, 4, 2), draw.array(3, 2, 4)
+    factored = replace(factored, "heads/kernel", LowRank(u=u, vt=vt))
+    dense = replace(dense, "heads/kernel", u @ vt)
+    close(lift(Net)().apply({"params": factored}, x), Net().apply({"params": dense}, x))
+
+
+@pytest.mark.parametrize("style", ["compact", "setup", "field", "remat", "scan"])
+def test_as_a_submodule(float64, draw, style):
+    """A lifted class inside a plain model: in a compact method, in setup, as a field, transformed."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(x), None
+
+    class Outer(nn.Module):
+        make: object
+        field: object = None
+
+        def setup(self):
+            if self.field is None:
+                self.net = self.make()
+
+        def __call__(self, x):
+            return (self.net if self.field is None else self.field)(x)
+
+    class Compact(nn.Module):
+        make: object
+
+        @nn.compact
+        def __call__(self, x):
+            return self.make()(x)
+
+    def model(change):
+        if style == "setup":
+            return Outer(lambda: change(Net)())
+        if style == "field":
+            return Outer(None, change(Net)())
+        if style == "remat":
+            return Compact(lambda: nn.remat(change(Net))())
+        if style == "scan":
+            axes = {"variable_axes": {"params": nn.broadcast}, "split_rngs": {"params": False}}
+            return Compact(lambda: nn.scan(change(Net), length=2, **axes)())
+        return Compact(lambda: change(Net)())
+
+    x = jnp.asarray(draw.array(2, 4))
+    plain, lifted = model(lambda cls: cls), model(lift)
+    params = random_variables(draw, plain, x)["params"]
+    assert jax.tree.structure(lifted.init(KEY, x)["params"]) == jax.tree.structure(params)
+    (name,) = params
+    weights = {f"{name}/Dense_0/kernel": draw.weight(LowRank, (4, 4), 2, False)}
+    factored, dense = factored_and_dense(draw, params, weights)
+    close(lifted.apply({"params": factored}, x), plain.apply({"params": dense}, x))
+
+
+def test_shared_modules_and_layers_with_a_call_of_their_own(float64, draw):
+    class Scaled(nn.Dense):
+        scale: float = 2.0
+
+        @nn.compact
+        def __call__(self, x):
+            return self.scale * super().__call__(x)
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            shared = Scaled(4)
+            return shared(jnp.tanh(shared(x)))
+
+    x = jnp.asarray(draw.array(2, 4))
+    params = random_variables(draw, Net(), x)["params"]
+    weights = {"Scaled_0/kernel": draw.weight(LowRank, (4, 4), 2, False)}
+    factored, dense = factored_and_dense(draw, params, weights)
+    close(lift(Net)().apply({"params": factored}, x), Net().apply({"params": dense}, x))
+
+
+def test_born_factorized_in_an_unedited_model():
+    class Net(nn.Module):
+        kernel_init: object
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.DenseGeneral((2, 3), kernel_init=self.kernel_init)(x)
+            return linen.Dense(2)(x)
+
+    init = factorized(LowRank, FixedRank(2), out_axes=2)
+    y, variables = lift(Net(init)).init_with_output(KEY, jnp.ones((5, 4)))
+    weight = variables["params"]["DenseGeneral_0"]["kernel"]
+    assert isinstance(weight, LowRank) and weight.shape == (4, 2, 3)
+    assert y.shape == (5, 2, 2)
+
+
+def one_layer(layer):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return layer()(x)
+
+    return Net()
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "shape"),
+    [
+        (lambda: nn.Embed(4, 5, name="layer"), "embedding", (4, 5)),
+        (lambda: nn.Embed(4, 5, name="layer"), "embedding", (4, 2)),
+        (lambda: nn.BatchNorm(True, name="layer"), "scale", (4, 5)),
+        (lambda: nn.ConvTranspose(5, (3,), name="layer"), "kernel", (3, 4, 5)),
+        (lambda: nn.ConvLocal(5, (3,), name="layer"), "kernel", (3, 12, 5)),
+        (lambda: nn.Einsum((4, 5), "ab,bc->ac", name="layer"), "kernel", (4, 5)),
+        (lambda: nn.WeightNorm(nn.Dense(5, name="layer")), "kernel", (4, 5)),
+        (lambda: nn.Dense(5, name="layer"), "bias", (4, 5)),
+        (lambda: nn.Dense(6, name="layer"), "kernel", (4, 5)),
+        (lambda: nn.Conv(4, (3,), feature_group_count=2, name="layer"), "kernel", (3, 2, 4)),
+        (lambda: nn.Conv(5, (3,), mask=jnp.ones((3, 4, 5)), name="layer"), "kernel", (3, 4, 5)),
+        (lambda: nn.Dense(5, dot_general=lambda *a, **k: None, name="layer"), "kernel", (4, 5)),
+        (lambda: Raw(name="layer"), "kernel", (4, 5)),
+    ],
+)
+def test_a_weight_in_the_wrong_place_names_the_path(draw, layer, name, shape):
+    weight = draw.weight(LowRank, shape, 2, False)
+    x = jnp.ones((2, 3, 4), int)
+    with pytest.raises(ValueError, match=rf"^layer/{name}: .*(LowRank|factorized)"):
+        lift(one_layer(layer)).apply({"params": {"layer": {"kernel": jnp.ones((4, 5)), name: weight}}}, x)
+
+
+class Raw(nn.Module):
+    """A layer of the user's, with a parameter of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.ones, (4, 5))
+
+
+def test_misuse():
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return lift(CNN())(x)
+
+    x = jnp.ones((2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"write lift\(CNN\)\(\.\.\.\)"):
+        Wrong().init(KEY, x)
+    with pytest.raises(ValueError, match="lift first and bind afterwards"):
+        lift(CNN().bind({}))
+    for other in (3, dict, lambda x: x):
+        with pytest.raises(TypeError, match=r"lift takes a flax\.linen model or its class"):
+            lift(other)

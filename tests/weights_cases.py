@@ -1,0 +1,122 @@
+"""The table of weights that the tests run over: every kind, depth and number of batch axes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kind, its dense kernel's shape (batch axes included), and how that is split."""
+
+    name: str
+    kind: type
+    shape: tuple[int, ...]
+    batch: int = 0
+    axes: tuple[tuple[str, int], ...] = ()
+    rank: int = 2
+    depth: int = 2
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The dense axes (after the batch axes) that ``u`` keeps."""
+        axes = dict(self.axes)
+        if self.kind is LowRank:
+            return tuple(range(axes.get("in_axes", 1)))
+        return (1, 2) if self.kind is SpatialLowRank else (0, 1, 2)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        return tuple(a for a in range(len(self.shape) - self.batch) if a not in self.rows)
+
+    @property
+    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Written out per kind, from the definitions in the design."""
+        batch, kernel = self.shape[: self.batch], self.shape[self.batch :]
+        r = self.rank
+        if self.kind is LowRank:
+            n = dict(self.axes).get("in_axes", 1)
+            u, vt = (*kernel[:n], r), (r, *kernel[n:])
+        elif self.kind is SpatialLowRank:
+            kh, kw, n_in, n_out = kernel
+            u, vt = (1, kw, n_in, r), (kh, 1, r, n_out)
+        else:
+            kh, kw, n_in, n_out = kernel
+            u, vt = (kh, kw, n_in, r), (1, 1, r, n_out)
+        shapes = {"u": (*batch, *u), "vt": (*batch, *vt)}
+        if self.depth == 3:
+            shapes["m"] = (*batch, r, r)
+        return shapes
+
+    def factors(self, seed: int = 0, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng(seed)
+        return {
+            name: generator.standard_normal(shape).astype(dtype)
+            for name, shape in self.factor_shapes.items()
+        }
+
+    def weight(self, seed: int = 0, dtype: Any = np.float64) -> Any:
+        return self.kind(**self.factors(seed, dtype), **dict(self.axes))
+
+
+def naive_dense(case: Case, factors: dict[str, np.ndarray]) -> np.ndarray:
+    """The dense kernel entry by entry, from the sums in the design, in float64."""
+    result = np.zeros(case.shape)
+    for index in np.ndindex(case.shape):
+        batch, kernel = index[: case.batch], index[case.batch :]
+        u, vt = factors["u"][batch].astype(float), factors["vt"][batch].astype(float)
+        m = factors["m"][batch].astype(float) if "m" in factors else np.eye(case.rank)
+        for r in range(case.rank):
+            for s in range(case.rank):
+                if case.kind is LowRank:
+                    n = len(case.rows)
+                    left, right = u[(*kernel[:n], r)], vt[(s, *kernel[n:])]
+                elif case.kind is SpatialLowRank:
+                    h, w, i, o = kernel
+                    left, right = u[0, w, i, r], vt[h, 0, s, o]
+                else:
+                    h, w, i, o = kernel
+                    left, right = u[h, w, i, r], vt[0, 0, s, o]
+                result[index] += left * m[r, s] * right
+    return result
+
+
+def matrix(case: Case, kernel: np.ndarray) -> np.ndarray:
+    """The kernel as the matrix its kind factorizes, ``(*batch, rows, columns)``."""
+    order = [*range(case.batch), *(case.batch + a for a in case.rows + case.columns)]
+    kernel = np.asarray(kernel, np.float64).transpose(order)
+    rows = int(np.prod([case.shape[case.batch + a] for a in case.rows]))
+    return kernel.reshape((*case.shape[: case.batch], rows, -1))
+
+
+def _cases() -> list[Case]:
+    two = (("in_axes", 2), ("out_axes", 1))
+    three = (("in_axes", 1), ("out_axes", 2))
+    plain = [
+        Case("matrix", LowRank, (5, 4)),
+        Case("matrix_batch2", LowRank, (2, 3, 5, 4), 2),
+        Case("in2", LowRank, (2, 3, 4), 0, two),
+        Case("out2", LowRank, (5, 2, 3), 0, three),
+        Case("in2out2_batch", LowRank, (2, 2, 3, 3, 2), 1, (("in_axes", 2), ("out_axes", 2))),
+        Case("spatial", SpatialLowRank, (3, 2, 4, 5)),
+        Case("spatial_batch", SpatialLowRank, (2, 2, 3, 4, 3), 1),
+        Case("spatial_1x1", SpatialLowRank, (1, 1, 4, 3)),
+        Case("channel", ChannelLowRank, (2, 3, 4, 5)),
+        Case("channel_batch2", ChannelLowRank, (2, 1, 3, 2, 2, 3), 2),
+        Case("overcomplete", LowRank, (3, 4), rank=6),
+    ]
+    only_flat = ("in2", "out2", "spatial", "spatial_1x1")
+    deep = [
+        dataclasses.replace(case, name=f"{case.name}_deep", depth=3)
+        for case in plain
+        if case.name not in only_flat
+    ]
+    return plain + deep
+
+
+CASES = _cases()
