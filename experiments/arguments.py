@@ -237,7 +237,7 @@ def _check(key: str, value: Any) -> Any:
         near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise RunError(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}{hint}")
-    if key in _BOUNDS:
+    if key in _BOUNDS and value is not None:
         accepts, words = _BOUNDS[key]
         if not accepts(value):
             raise RunError(f"{key}={value!r}: expected {words}")

@@ -1,9 +1,9 @@
 """Checkpoints: the training state in Orbax, with a manifest that says what it is a state of.
 
-Orbax restores factors of one kind into another kind without a word when their shapes agree. So beside
-the state lies a manifest with the factorization table, the config, the fingerprint of the data, and a
-digest of the state's bytes; all are compared before a run continues. A step folder appears in one
-rename, state and manifest together, so a kill leaves the previous checkpoint.
+Orbax restores factors of one kind into another kind without a word when their shapes agree. So
+beside the state lies a manifest with the factorization table, the config, the fingerprint of the
+data, and a digest of the state's bytes; all are compared before a run continues. A step folder
+appears in one rename, state and manifest together, so a kill leaves the previous checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands share: reading `--config=FILE[:key=value,…]`, and one clear line for mistakes."""
+"""What the commands share: reading `--config=FILE[:key=value,…]`, one clear line for mistakes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The device mesh and where the arrays of a run live on it.
 
-Three axes: `data` and `fsdp` split the batch, `fsdp` and `tensor` split parameters. One device is the
-1 x 1 x 1 mesh, so nothing is special about it. A parameter's last axis goes to `tensor` and the
+Three axes: `data` and `fsdp` split the batch, `fsdp` and `tensor` split parameters. One device is
+the 1 x 1 x 1 mesh, so nothing is special about it. A parameter's last axis goes to `tensor` and the
 largest of the others to `fsdp`, where the sizes divide; everything else is replicated. Under
 automatic sharding any placement computes the same function, so this is a matter of memory only.
 """

@@ -34,7 +34,7 @@ def rules(config: ConfigDict) -> list[lrj.Rule]:
 
 
 def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
-    """Rules that name the kernels a dense network is compared by: those that would be factorized."""
+    """Rules that name the kernels a dense network is compared by: the ones others factorize."""
     pattern = models.find(config.model.name).factorized
     return [lrj.Rule(pattern, lrj.RankScale(1.0), lrj.SpatialLowRank)]
 
@@ -84,7 +84,7 @@ def decay(config: ConfigDict, ratio: float) -> optax.GradientTransformation:
 def optimizer(
     config: ConfigDict, steps_per_epoch: int, ratio: float
 ) -> optax.GradientTransformation:
-    """SGD with momentum; decay comes first, so that it passes through the momentum, as published."""
+    """SGD with momentum; decay comes first, so that it passes through the momentum."""
     schedule = learning_rate(config, steps_per_epoch)
     return optax.chain(decay(config, ratio), optax.sgd(schedule, momentum=config.momentum))
 

@@ -67,8 +67,8 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
         strangers = sorted(p.name for p in path.iterdir() if not p.name.endswith(".tmp"))
         if strangers:
             raise RunError(
-                f"{path} is not empty and not a run folder (it has {', '.join(strangers[:3])}): give "
-                "another --workdir"
+                f"{path} is not empty and not a run folder (it has {', '.join(strangers[:3])}): "
+                "give another --workdir"
             )
         return RunFolder(path, continues=False)
     found = arguments.differences(files.read_json(path / CONFIG), config, ignore=_IGNORED)
@@ -77,8 +77,8 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
             f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()
         ]
         raise RunError(
-            f"{path} holds a run of another config: {'; '.join(words[:4])}. Give another --workdir, or "
-            "the same config to continue that run"
+            f"{path} holds a run of another config: {'; '.join(words[:4])}. Give another "
+            "--workdir, or the same config to continue that run"
         )
     if (path / DATA).exists():
         there = files.read_json(path / DATA)

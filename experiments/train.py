@@ -2,8 +2,8 @@
 
 It reads from top to bottom: the plan, the folder, the compiled steps, the epochs, the result. Steps
 run several to a dispatch, and every dispatch begins and ends at a fixed place of its epoch, whether
-the run was interrupted or not; data order and augmentation are functions of seed and epoch. So a run
-that was killed and started again ends with the same bits as one that never stopped.
+the run was interrupted or not; data order and augmentation are functions of seed and epoch. So a
+run that was killed and started again ends with the same bits as one that never stopped.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from experiments.result import FILE_NAME as RESULT
 from experiments.result import Best, Final, Result
 from experiments.state import Plan, TrainState
 from lowrank_jax.tree import path_string
+
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +76,12 @@ def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
     ]
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)  # Seen at once where the output goes to a file.
+
+
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path, say: Callable[[str], None] = print
+    config: ConfigDict, workdir: Path, say: Callable[[str], None] = _say
 ) -> Path:
     """Trains a config in a folder, continuing what is there, and writes the result.
 
@@ -123,7 +130,7 @@ def train_and_evaluate(
     everywhere = meshes.replicated(plan.mesh)
     arrays = jax.device_put(task.splits, everywhere)
     compiling = time.perf_counter()
-    cuts = dispatches(batches, config.steps_per_dispatch)
+    cuts = dispatches(batches, config.steps_per_dispatch or _steps_per_dispatch())
     compiled = {}
     for cut in cuts:
         if (cut.steps, cut.batch_size) not in compiled:
@@ -150,6 +157,7 @@ def train_and_evaluate(
     spent_before = progress["wall_time_s"]
     console = Progress(total_steps, config.batch_size, step)
     stop = _StopSignal()
+    told = time.perf_counter()
 
     def save() -> None:
         progress["wall_time_s"] = spent_before + time.perf_counter() - started
@@ -187,7 +195,9 @@ def train_and_evaluate(
                 progress["examples"] += cut.steps * cut.batch_size
                 console.update(step)
                 if cut is not cuts[-1]:
-                    say(console.line(step, step / len(batches), _train_means(progress)))
+                    if time.perf_counter() - told >= _SECONDS_BETWEEN_LINES:
+                        told = time.perf_counter()
+                        say(console.line(step, step / len(batches), _train_means(progress)))
                     if stop.requested:
                         save()
                         raise Stopped(f"stopped at step {step}; start again to continue")
@@ -250,6 +260,15 @@ class _StopSignal:
         self.requested = True
 
 
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _steps_per_dispatch() -> int:
+    """The default: many where a call costs more than its arguments, one where compiling does."""
+    return 1 if _on_cpu() else 16
+
+
 def _dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
     """Several steps of one batch size as one jitted function; the state is donated."""
     everywhere = meshes.replicated(plan.mesh)
@@ -275,7 +294,10 @@ def _dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> An
             params = jax.tree.map(lambda p, u: p + u, state.params, updates)
             return TrainState(state.step + 1, params, model_state, opt_state), sums
 
-        return jax.lax.scan(step, state, example + batch_size * jnp.arange(steps, dtype=jnp.int32))
+        starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
+        # XLA compiles the weight gradients of convolutions inside a loop to code that is many times
+        # slower on a CPU; unrolled, they are what they are outside of one.
+        return jax.lax.scan(step, state, starts, unroll=_on_cpu())
 
     return run
 
@@ -317,8 +339,9 @@ def _diverged(
     ]
     where = f"; not finite: {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if bad[3:] else "")
     return RunError(
-        f"the loss is not finite at step {at} (epoch {(at - 1) // batches + 1}){where if bad else ''}. "
-        f"The checkpoint of step {saved} is intact; a lower learning_rate is the first thing to try"
+        f"the loss is not finite at step {at} (epoch {(at - 1) // batches + 1})"
+        f"{where if bad else ''}. The checkpoint of step {saved} is intact; a lower learning_rate is "
+        "the first thing to try"
     )
 
 

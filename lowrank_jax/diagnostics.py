@@ -88,13 +88,7 @@ def non_orthogonality(params: Any, table: Table | None = None) -> dict[str, Valu
 
 
 def stable_rank(params: Any, table: Table | None = None) -> dict[str, Value]:
-    """``||W||_F² / ||W||_2²``, at most the rank. Arguments as :func:`frobenius_norm`.
-
-    >>> from lowrank_jax.weights import LowRank
-    >>> weight = LowRank(u=np.eye(3, 2), vt=np.array([[3.0, 0.0], [0.0, 4.0]]))
-    >>> stable_rank({"kernel": weight})
-    {'kernel': 1.5625}
-    """
+    """``||W||_F² / ||W||_2²``, at most the rank. Arguments as :func:`frobenius_norm`."""
     return _measure(params, table, _stable_rank)
 
 

@@ -1,8 +1,9 @@
 """The singular value decomposition of a product, from its factors, without forming the kernel.
 
-With ``u = Q_u R_u`` and ``vtᵀ = Q_v R_v``, the product ``u m vt = Q_u (R_u m R_vᵀ) Q_vᵀ``; the small
-core has the product's singular values, and its singular vectors, carried through the orthonormal
-``Q``, are the product's. Costs O((rows + columns) r²) instead of O(rows columns min(rows, columns)).
+With ``u = Q_u R_u`` and ``vtᵀ = Q_v R_v``, the product is ``Q_u (R_u m R_vᵀ) Q_vᵀ``; the
+small core has the product's singular values, and its singular vectors, carried through the
+orthonormal ``Q``, are the product's. Costs O((rows + columns) r²) instead of O(rows columns
+min(rows, columns)).
 
 Source: Golub and Van Loan, "Matrix Computations", chapter 8 (the R-SVD idea on both sides).
 """
@@ -19,8 +20,8 @@ def factored_svd(weight: TwoFactorWeight) -> tuple[np.ndarray, np.ndarray, np.nd
     """Thin SVD of the matrix a two-factor weight stands for.
 
     Returns:
-      ``u (*batch, rows, k)``, ``s (*batch, k)``, ``vt (*batch, k, columns)`` on the host, with k the
-      smallest of rank, rows and columns.
+      ``u (*batch, rows, k)``, ``s (*batch, k)``, ``vt (*batch, k, columns)`` on the host, with k
+      the smallest of rank, rows and columns.
 
     >>> from lowrank_jax.weights import LowRank
     >>> u, s, vt = factored_svd(LowRank(u=np.array([[3.0], [4.0]]), vt=np.array([[0.0, 2.0]])))

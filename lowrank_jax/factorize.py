@@ -110,8 +110,8 @@ def refactorize(
     """Gives factorized weights new ranks, or balances their factors, without forming a kernel.
 
     The product is the best approximation of the old one at the new rank (the same product, where
-    the rank does not shrink); afterwards ``uᵀu = vt vtᵀ`` are diagonal and ``m``, where there is one,
-    is the identity. Optimizer moments belong to the old factors: see
+    the rank does not shrink); afterwards ``uᵀu = vt vtᵀ`` is diagonal and ``m``, where there is one, is
+    the identity. Optimizer moments belong to the old factors: see
     :func:`lowrank_jax.restructure.carry`.
 
     Args:
@@ -215,6 +215,6 @@ def _check_row(row: Row, leaves: dict[str, Any]) -> None:
         if found != (row.kind, row.axes, row.rank, row.depth):
             raise ValueError(
                 f"{row.path} is factorized already, as {type(leaf).__name__} of rank {leaf.rank} "
-                f"and depth {leaf.depth}; the table says {row.kind.__name__} of rank {row.rank} and "
-                f"depth {row.depth}: use refactorize to change ranks, or merge first"
+                f"and depth {leaf.depth}; the table says {row.kind.__name__} of rank {row.rank} "
+                f"and depth {row.depth}: use refactorize to change ranks, or merge first"
             )

@@ -8,8 +8,8 @@ Adam's ``mu`` and ``nu`` do. A *mirror* is a subtree of the state
 * in which nothing else occurs;
 * and in which no smaller mirror lies.
 
-A leaf of the state in a mirror belongs to the parameter at its place, every other leaf to none. Keys
-are compared with their types, and whole subtrees with the whole tree. So a parameter called
+A leaf of the state in a mirror belongs to the parameter at its place, every other leaf to none.
+Keys are compared with their types, and whole subtrees with the whole tree. So a parameter called
 ``count`` is not taken for a step count, nor ``kernel`` at the root for ``dense/kernel``, and no
 optimizer has to be known by name. A factorized weight or a boxed array is one parameter.
 """

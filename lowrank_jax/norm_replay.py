@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lowrank_jax.tree import factorized_weights, path_string
+from lowrank_jax.tree import factorized_weights, path_string, unbox
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
@@ -67,16 +67,11 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
         if params is None:  # Optax's own message, from Optax itself.
             optax.add_decayed_weights(0.0).update(updates, optax.EmptyState(), None)
 
-        reached = optax.apply_updates(params, updates)
-        scales = {
-            path: _scale(weight, record[path], state.count)
-            for path, weight in factorized_weights(reached).items()
-        }
-
-        def visit(key_path: Any, new: Any, update: Any, old: Any) -> Any:
-            if not is_factorized(new):
+        def visit(key_path: Any, old: Any, update: Any) -> Any:
+            if not is_factorized(old) or update is None:
                 return update
-            scale = scales[path_string(key_path)]
+            new = optax.apply_updates(old, update)
+            scale = _scale(unbox(new), record[path_string(key_path)], state.count)
             scaled = new.replace(
                 **{
                     name: jax.tree.map(lambda x: (x * scale).astype(x.dtype), getattr(new, name))
@@ -85,9 +80,7 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
             )
             return jax.tree.map(lambda goal, start: goal - start, scaled, old)
 
-        updates = jax.tree_util.tree_map_with_path(
-            visit, reached, updates, params, is_leaf=is_factorized
-        )
+        updates = jax.tree_util.tree_map_with_path(visit, params, updates, is_leaf=is_factorized)
         return updates, ReplayState(optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)

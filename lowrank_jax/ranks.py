@@ -3,7 +3,8 @@
 The field uses a bare float for three different things: a share of the smaller side, a share of the
 parameters, and a share of the energy. So a rank is always one of the classes here.
 
-Sources: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4 and its code (`RankScale`); Wang et al., "Cuttlefish", MLSys 2023 (arXiv 2305.02538) (`StableRank`).
+Sources: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4 and its code (`RankScale`); Wang et
+al., "Cuttlefish", MLSys 2023 (arXiv 2305.02538) (`StableRank`).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class RankScale(RankRule):
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"RankScale({self.scale}): the scale must be a positive number")
 
-    def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
+    def rank(self, kind, shape, axes, depth, spectrum):
         return kind.rank_from_scale(self.scale, shape, **axes)
 
 
@@ -82,7 +83,7 @@ class FixedRank(RankRule):
         if not whole or self.value < 1:
             raise ValueError(f"FixedRank({self.value!r}): the rank must be a whole number >= 1")
 
-    def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
+    def rank(self, kind, shape, axes, depth, spectrum):
         return int(self.value)
 
 
@@ -102,7 +103,7 @@ class ParamFraction(RankRule):
         if not (math.isfinite(self.fraction) and self.fraction > 0):
             raise ValueError(f"ParamFraction({self.fraction}): must be a positive number")
 
-    def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
+    def rank(self, kind, shape, axes, depth, spectrum):
         budget = self.fraction * math.prod(shape)
         return max(1, first_rank(lambda r: parameters(kind, shape, r, depth, **axes) > budget) - 1)
 
@@ -123,7 +124,7 @@ class Energy(RankRule):
         if not 0 < self.share <= 1:
             raise ValueError(f"Energy({self.share}): the share must be in (0, 1]")
 
-    def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
+    def rank(self, kind, shape, axes, depth, spectrum):
         energy = np.cumsum(np.square(_values(self, spectrum).astype(np.float64)), axis=-1)
         # The last partial sum is the whole, exactly: a share of 1 keeps all that is not zero.
         reached = energy >= self.share * energy[..., -1:]
@@ -144,7 +145,7 @@ class StableRank(RankRule):
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"StableRank({self.scale}): the scale must be a positive number")
 
-    def rank(self, kind, shape, axes, depth, spectrum):  # type: ignore[no-untyped-def]
+    def rank(self, kind, shape, axes, depth, spectrum):
         values = np.square(_values(self, spectrum).astype(np.float64))
         top = values[..., 0]
         stable = np.where(top > 0, values.sum(-1) / np.where(top > 0, top, 1.0), 1.0)

@@ -1,8 +1,8 @@
 """Rules: which kernels are factorized, as which kind, at which rank; resolved into a table.
 
 Rules are matched in order against the path of every leaf, the first match wins, and nothing is
-silent: a rule that matches nothing or is wholly shadowed, a kernel that does not fit its kind, and a
-weight that is factorized in another way already, are errors.
+silent: a rule that matches nothing or is wholly shadowed, a kernel that does not fit its kind, and
+a weight that is factorized in another way already, are errors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Rule:
         if unknown:
             has = ", ".join(kind.static_fields) or "none"
             raise TypeError(
-                f"Rule({pattern!r}): {kind.__name__} has no axes {', '.join(unknown)}; it has: {has}"
+                f"Rule({pattern!r}): {kind.__name__} has no axes {', '.join(unknown)}; "
+                f"it has: {has}"
             )
         try:
             self.regex = re.compile(pattern)

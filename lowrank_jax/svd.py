@@ -6,8 +6,9 @@ singular values evenly makes both Gram matrices equal to ``S_r``, so the factors
 All functions take NumPy arrays with optional leading batch axes and run on the host, in float32 or
 better, never inside a compiled step: compiling an SVD for an accelerator can take minutes, and its
 derivative is undefined where singular values coincide. LAPACK's divide-and-conquer driver is called
-through SciPy. Sources: Eckart and Young, "The approximation of one matrix by another of lower rank",
-1936; Halko, Martinsson and Tropp, "Finding structure with randomness", 2011 (the randomized form).
+through SciPy. Sources: Eckart and Young, "The approximation of one matrix by another of lower
+rank", 1936; Halko, Martinsson and Tropp, "Finding structure with randomness", 2011 (the randomized
+form).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A path is the string of keys from the root, joined by ``/``. A *box* is a leaf wrapper that carries
 the names of mesh axes beside an array (``flax.linen.Partitioned`` and its kin); it is known by what
-it offers (``value``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A kernel's
-path does not contain the box. When a kernel is factorized, the box goes inside the weight: each
-factor axis gets the name of the dense axis it comes from.
+it offers (``value``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A
+kernel's path does not contain the box. When a kernel is factorized, the box goes inside the weight:
+each factor axis gets the name of the dense axis it comes from.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _box_and_names(original: Any) -> tuple[Any, tuple[Any, ...]]:
         # Like a partition spec, names may stop early: the axes past them have none.
         missing = jnp.ndim(original.value) - len(original.names)
         return original, (*original.names, *[None] * missing)
-    box, names = None, {}
+    box: Any = None
+    names: dict[int, Any] = {}
     if is_factorized(original):
         weight = unbox(original)
         for name, factor in original.children():

@@ -17,3 +17,12 @@ def x64() -> Iterator[None]:
         from jax.experimental import enable_x64 as enable
     with enable(True):
         yield
+
+
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Compiles without optimizing: for tests of many small computations."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -208,11 +208,11 @@ def test_a_table_measures_the_dense_kernels_it_names():
 def test_misuse_is_named():
     good = LowRank(np.ones((3, 1)), np.ones((1, 3)))
     bad = good.replace(u=np.array([[1.0], [np.nan], [np.inf]]))
-    with pytest.raises(ValueError, match="^block/kernel: 2 of 3 entries are not finite"):
+    with pytest.raises(ValueError, match=r"^block/kernel: 2 of 3 entries are not finite"):
         diagnostics.report({"block": {"kernel": bad}})
-    with pytest.raises(TypeError, match="^kernel: it is being traced"):
+    with pytest.raises(TypeError, match=r"^kernel: it is being traced"):
         jax.jit(diagnostics.nuclear_norm)({"kernel": jax.tree.map(jnp.asarray, good)})
-    with pytest.raises(TypeError, match="^kernel: only its shape is known"):
+    with pytest.raises(TypeError, match=r"^kernel: only its shape is known"):
         diagnostics.spectrum(jax.eval_shape(lambda: {"kernel": good}))
     table = resolve({"kernel": np.ones((4, 4))}, [Rule("kernel", FixedRank(1))])
     with pytest.raises(ValueError, match=re.escape("kernel: its shape is (4, 5), the table says")):
@@ -242,9 +242,7 @@ def block_kernels(seed):
     widths = [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5
     rng = np.random.default_rng(seed)
     return {
-        f"conv_{i:02}": (rng.standard_normal((3, 3, m, n)) * np.sqrt(2 / (9 * m))).astype(
-            np.float32
-        )
+        f"conv_{i:02}": np.float32(np.sqrt(2 / (9 * m)) * rng.standard_normal((3, 3, m, n)))
         for i, (m, n) in enumerate(widths)
     }
 

@@ -334,7 +334,7 @@ class TestRefusals:
             self.carry(policy="keep")
 
     def test_unknown_path(self):
-        with pytest.raises(ValueError, match="'stem/kernle', which is no .*near misses: stem/kern"):
+        with pytest.raises(ValueError, match=r"'stem/kernle', which is no .*misses: stem/kern"):
             self.carry(["stem/kernel", "stem/kernle"])
 
     def test_a_factor_is_no_parameter(self):

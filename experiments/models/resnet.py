@@ -24,6 +24,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
 from lowrank_jax.linen import Conv, Dense
 
 # The published system factorizes the convolutions of the blocks, not the stem and not the head.

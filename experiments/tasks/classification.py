@@ -1,9 +1,9 @@
 """Image classification: batches from uint8 images on the device, cross-entropy, accuracy.
 
-A task is all that the training loop does not know: how many examples there are, what a batch is, what
-is minimized, what is measured. Under `protocol=ours` a validation split is held out of the training
-images and the data set's own statistics normalise; `published` trains on everything, normalises by
-ImageNet's statistics and keeps the partial last batch of an epoch.
+A task is all that the training loop does not know: how many examples there are, what a batch is,
+what is minimized, what is measured. Under `protocol=ours` a validation split is held out of the
+training images and the data set's own statistics normalise; `published` trains on everything,
+normalises by ImageNet's statistics and keeps the partial last batch of an epoch.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -31,7 +31,7 @@ def flax_code(layer: type[nn.Module]) -> Callable[..., Any]:
 
 
 def path_of(module: nn.Module, name: str) -> str:
-    """Where a parameter of a bound module lies in the parameter tree, as in ``block/conv/kernel``."""
+    """Where a parameter of a bound module lies in the tree, as in ``block/conv/kernel``."""
     return "/".join((*module.path, name))
 
 
@@ -51,7 +51,8 @@ def promote_dtype(*args: Any, dtype: Any = None, inexact: bool = True) -> list[A
     """
 
     def values(arg: Any) -> list[Any]:
-        return [leaf for leaf in jax.tree.leaves(arg) if not (is_factorized(arg) and is_index(leaf))]
+        leaves = jax.tree.leaves(arg)
+        return [x for x in leaves if not is_index(x)] if is_factorized(arg) else leaves
 
     def is_index(leaf: Any) -> bool:
         return not jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -111,7 +112,7 @@ class KernelView:
         if is_factorized(stored):
             self._check_stored(name, stored, expected)
             return layer.param(name, lambda *_: jax.tree.map(zeros_like, stored), **kwargs)
-        if isinstance(stored, dict):
+        if isinstance(stored, Mapping):
             raise ValueError(
                 f"{path_of(layer, name)}: found a dictionary with {', '.join(sorted(stored))}, "
                 f"expected an array or a factorized weight of shape {expected}; restore "

@@ -1,4 +1,4 @@
-"""Drop-in ``Dense``, ``DenseGeneral`` and ``Conv``: flax's layers, with an array or a weight inside.
+"""Drop-in ``Dense``, ``DenseGeneral`` and ``Conv``: flax's layers on an array or a weight.
 
 They take flax's arguments, have flax's parameter names and compute what flax computes; only the
 kernel found under ``kernel`` may be a factorized weight. What is done with it is flax's own code,

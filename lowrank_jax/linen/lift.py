@@ -1,4 +1,4 @@
-"""``lift``: an unedited linen model that accepts factorized weights where its flax layers look up a kernel.
+"""``lift``: an unedited linen model whose flax layers accept factorized weights as kernels.
 
 ``lift(Net)`` is a subclass of ``Net`` with the same name, so parameter paths and automatic names do
 not change. While one of its methods runs, a method interceptor (``flax.linen.intercept_methods``)
@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from flax import errors
 from flax import linen as nn
@@ -24,7 +24,7 @@ from lowrank_jax.linen import layers
 from lowrank_jax.linen.kernels import KernelView, born_factorized, flax_code, path_of
 from lowrank_jax.weights import is_factorized
 
-Model = TypeVar("Model", bound=nn.Module | type[nn.Module])
+Model = TypeVar("Model", bound=nn.Module)
 
 DROP_INS = (layers.Dense, layers.DenseGeneral, layers.Conv)
 LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv)
@@ -32,7 +32,11 @@ LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv)
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 
 
-def lift(model: Model) -> Model:
+@overload
+def lift(model: type[Model]) -> type[Model]: ...
+@overload
+def lift(model: Model) -> Model: ...
+def lift(model: Any) -> Any:
     """The same linen model, accepting factorized weights as kernels.
 
     Wherever a ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Conv`` inside the model (attention's
@@ -43,9 +47,9 @@ def lift(model: Model) -> Model:
       model: a model, or its class. A model gives a model with the same fields, a class gives a
         subclass with the same name, the same one each time.
 
-    Works under jit, ``nn.scan``, ``nn.remat`` and other transforms, around or inside the model; with
-    any method (``method="encode"``), ``bind``, and as a submodule: ``lift(Net)()``. A submodule taken
-    out of a bound model is the flax layer it was: call it through a method of the model.
+    Works under jit, ``nn.scan``, ``nn.remat`` and other transforms, around or inside the model;
+    with any method (``method="encode"``), with ``bind``, and as a submodule: ``lift(Net)()``. A
+    submodule taken out of a bound model is the flax layer it was; call it through a method.
 
     Raises:
       ValueError: the model is bound or already attached to a parent, as in ``lift(Net())`` inside a
@@ -63,7 +67,7 @@ def lift(model: Model) -> Model:
     [3.0, 3.0]
     """
     if isinstance(model, type) and issubclass(model, nn.Module):
-        return _lifted_class(model)  # type: ignore[return-value]
+        return _lifted_class(model)  # type: ignore[arg-type]
     if not isinstance(model, nn.Module):
         raise TypeError(f"lift takes a flax.linen model or its class, found {model!r}")
     name = type(model).__name__
@@ -73,7 +77,7 @@ def lift(model: Model) -> Model:
             f"compact method write lift({name})(...); otherwise lift first and bind afterwards."
         )
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
-    return _lifted_class(type(model))(**fields)  # type: ignore[return-value]
+    return _lifted_class(type(model))(**fields)  # type: ignore[arg-type]
 
 
 class Lifted:
@@ -93,7 +97,7 @@ class Lifted:
 
 
 @functools.cache
-def _lifted_class(cls: type[nn.Module]) -> type[nn.Module]:
+def _lifted_class(cls: Any) -> Any:
     if issubclass(cls, Lifted):
         return cls
     namespace: dict[str, Any] = {
@@ -163,7 +167,7 @@ def _accept_weights(
 
 
 def _flax_layer(context: InterceptorContext) -> type[nn.Module] | None:
-    """The flax layer whose own ``__call__`` this is; None for a subclass's and for other methods."""
+    """The flax layer whose own ``__call__`` this is; None for any other method."""
     if isinstance(context.module, LIFTED):
         code = getattr(context.orig_method, "func", None)
         for layer in LIFTED:

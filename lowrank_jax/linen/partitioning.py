@@ -4,7 +4,8 @@ flax marks the axes of a parameter with names by a box, ``nn.Partitioned(value, 
 around a whole weight would give all its factors the same names. So the box goes inside: each factor
 axis takes the name of the dense axis it comes from, and the rank axis none,
 
-    Partitioned(u @ vt, ("in", "out"))  ->  Partitioned(u, ("in", None)) @ Partitioned(vt, (None, "out")).
+    Partitioned(u @ vt, ("in", "out"))
+    ->  Partitioned(u, ("in", None)) @ Partitioned(vt, (None, "out")).
 """
 
 from __future__ import annotations

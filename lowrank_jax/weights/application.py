@@ -80,7 +80,8 @@ def conv_general_dilated(
     >>> from lowrank_jax.weights.spatial import SpatialLowRank
     >>> w = SpatialLowRank(u=jnp.ones((1, 3, 4, 2)), vt=jnp.ones((3, 1, 2, 6)))
     >>> numbers = ("NHWC", "HWIO", "NHWC")
-    >>> conv_general_dilated(jnp.ones((1, 8, 8, 4)), w, (2, 2), "SAME", dimension_numbers=numbers).shape
+    >>> x = jnp.ones((1, 8, 8, 4))
+    >>> conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=numbers).shape
     (1, 4, 4, 6)
     """
     if isinstance(w, FactorizedWeight):

@@ -22,7 +22,7 @@ RANK: Final = "rank"
 """Marks the factor axis that is contracted in the product."""
 
 AxisSource = int | str | None
-"""A dense axis (an index), ``RANK``, or ``None`` for an axis of size one that stands for nothing."""
+"""A dense axis (an index), ``RANK``, or ``None`` for an axis of size one without a meaning."""
 
 
 @dataclasses.dataclass(frozen=True)

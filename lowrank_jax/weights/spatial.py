@@ -3,8 +3,8 @@
     kernel[h, w, i, o] = sum_r u[0, w, i, r] * vt[h, 0, r, o]
 
 that is, the matrix with rows ``(kw, in)`` and columns ``(kh, out)``, the paper's matricisation. The
-rank of a published scale s is ``round(s * out * kh)``: relative to one side, not to the smaller one,
-so the counts of the publication come out. Source: Khodak et al., ICLR 2021 (arXiv 2105.01029),
+rank of a published scale s is ``round(s * out * kh)``: relative to one side, not to the smaller
+one, so the counts of the publication come out. Source: Khodak et al., ICLR 2021 (arXiv 2105.01029),
 section 2 and appendix.
 """
 

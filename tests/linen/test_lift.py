@@ -1,5 +1,7 @@
 """lift: unedited linen models with factorized kernels, against the same models with dense ones."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +108,10 @@ def cnn(float64, draw):
 
 
 def close(found, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), found, expected)
+    def compare(a, b):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+    jax.tree.map(compare, found, expected)
 
 
 def test_class_and_instance():
@@ -135,16 +140,18 @@ def test_keyword_only_fields_and_a_hash_of_its_own():
     assert model.init_with_output(KEY, jnp.ones(3))[0].shape == (2,)
 
 
-def test_dense_parameters_give_the_same_bits():
-    x = jax.random.normal(KEY, (2, 8, 8, 3))
-    variables = CNN().init(KEY, x)
-    jax.tree.map(np.testing.assert_array_equal, lift(CNN)().init(KEY, x), variables)
-    for train in (False, True):
-        run = [model.apply(variables, x, train, mutable="batch_stats") for model in (lift(CNN()), CNN())]
-        assert jax.tree.structure(run[0]) == jax.tree.structure(run[1])
-        jax.tree.map(np.testing.assert_array_equal, *run)
-    jaxprs = [str(jax.make_jaxpr(model.apply)(variables, x)) for model in (lift(CNN()), CNN())]
-    assert jaxprs[0] == jaxprs[1]
+def test_dense_parameters_give_the_same_computation():
+    x = jnp.ones((2, 8, 8, 3))
+    variables = jax.eval_shape(CNN().init, KEY, x)
+
+    def jaxprs(model):
+        yield jax.make_jaxpr(model.init, return_shape=True)(KEY, x)
+        for train in (False, True):
+            apply = functools.partial(model.apply, train=train, mutable="batch_stats")
+            yield jax.make_jaxpr(apply, return_shape=True)(variables, x)
+
+    for lifted, plain in zip(jaxprs(lift(CNN())), jaxprs(CNN()), strict=True):
+        assert str(lifted) == str(plain)
 
 
 def test_cnn(cnn):
@@ -168,7 +175,6 @@ def test_other_methods(cnn):
     for method in ("encode", CNN.encode, lift(CNN).encode, lambda module, x: module.encode(x)):
         close(model.apply(factored, x, method=method), expected)
     close(model.bind(factored).encode(x), expected)
-    assert jax.tree.structure(model.init(KEY, x)) == jax.tree.structure(dense)
 
 
 def test_intermediates_are_captured_once(cnn):
@@ -278,7 +284,8 @@ def test_transformed_layers(float64, draw):
 
     x = jnp.asarray(draw.array(2, 4))
     params = random_variables(draw, Net(), x)["params"]
-    weights = {f"{name}/kernel": draw.weight(LowRank, (4, 4), 2, False) for name in ("remat", "jit")}
+    paths = ("remat/kernel", "jit/kernel")
+    weights = {path: draw.weight(LowRank, (4, 4), 2, False) for path in paths}
     factored, dense = factored_and_dense(draw, params, weights)
     u, vt = draw.array(3, 4, 2), draw.array(3, 2, 4)
     factored = replace(factored, "heads/kernel", LowRank(u=u, vt=vt))
@@ -288,7 +295,7 @@ def test_transformed_layers(float64, draw):
 
 @pytest.mark.parametrize("style", ["compact", "setup", "field", "remat", "scan"])
 def test_as_a_submodule(float64, draw, style):
-    """A lifted class inside a plain model: in a compact method, in setup, as a field, transformed."""
+    """A lifted class inside a plain model."""
 
     class Net(nn.Module):
         @nn.compact
@@ -321,7 +328,7 @@ def test_as_a_submodule(float64, draw, style):
         if style == "remat":
             return Compact(lambda: nn.remat(change(Net))())
         if style == "scan":
-            axes = {"variable_axes": {"params": nn.broadcast}, "split_rngs": {"params": False}}
+            axes = {"variable_broadcast": "params", "split_rngs": {"params": False}}
             return Compact(lambda: nn.scan(change(Net), length=2, **axes)())
         return Compact(lambda: change(Net)())
 
@@ -403,7 +410,8 @@ def test_a_weight_in_the_wrong_place_names_the_path(draw, layer, name, shape):
     weight = draw.weight(LowRank, shape, 2, False)
     x = jnp.ones((2, 3, 4), int)
     with pytest.raises(ValueError, match=rf"^layer/{name}: .*(LowRank|factorized)"):
-        lift(one_layer(layer)).apply({"params": {"layer": {"kernel": jnp.ones((4, 5)), name: weight}}}, x)
+        params = {"kernel": jnp.ones((4, 5)), name: weight}
+        lift(one_layer(layer)).apply({"params": {"layer": params}}, x)
 
 
 class Raw(nn.Module):

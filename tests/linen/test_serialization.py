@@ -83,7 +83,7 @@ def test_another_kind_shape_or_depth_is_refused(draw, saved, target, words):
 def test_a_dense_kernel_is_refused(draw):
     weight = draw.weight(LowRank, (4, 5), 2, False)
     saved = serialization.to_bytes({"kernel": draw.array(4, 5)})
-    with pytest.raises(ValueError, match=r"kernel: found ndarray in the state dict, expected LowRank"):
+    with pytest.raises(ValueError, match=r"kernel: found ndarray .*, expected LowRank"):
         serialization.from_bytes({"kernel": weight}, saved)
 
 

@@ -15,6 +15,9 @@ from lowrank_jax import (
     dot_general,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 CONVOLUTIONS = [SpatialLowRank, ChannelLowRank]
 
@@ -52,14 +55,13 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-@pytest.mark.parametrize("deep", [False, True], ids=["flat", "deep"])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_factored_composed_and_dense_convolutions_agree(kind, deep, setting, x64):
+def test_factored_composed_and_dense_convolutions_agree(kind, setting, x64):
     x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 7, 9, 4)))
     call = {"dimension_numbers": NHWC, "precision": "highest", **setting}
     weights = [
         convolution_weight(kind, (3, 3, 4, 5), kind.rank_from_scale(scale, (3, 3, 4, 5)), deep)
-        for scale in (0.01, 0.5, 1.0, 4.0)
+        for scale, deep in ((0.01, False), (0.5, True), (1.0, True), (4.0, False))
     ]
 
     @jax.jit
@@ -69,7 +71,6 @@ def test_factored_composed_and_dense_convolutions_agree(kind, deep, setting, x64
                 lax.conv_general_dilated(x, weight.dense(), **call),
                 conv_general_dilated(x, weight, compose=False, **call),
                 conv_general_dilated(x, weight, compose=True, **call),
-                conv_general_dilated(x, weight, **call),
             )
             for weight in weights
         ]
@@ -93,7 +94,7 @@ def test_convolutions_agree_in_float32(kind, scale):
         assert_close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("kernel", [(1, 1, 4, 5), (1, 3, 4, 5), (3, 1, 4, 5), (2, 5, 1, 1)])
+@pytest.mark.parametrize("kernel", [(1, 1, 4, 5), (1, 3, 4, 5), (2, 5, 1, 1)])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_odd_kernels_and_gradients(kind, kernel, x64):
     weight = convolution_weight(kind, kernel, 3, True)
@@ -111,10 +112,16 @@ def test_odd_kernels_and_gradients(kind, kernel, x64):
         )
         return jnp.sum(jnp.sin(y))
 
-    expected = jax.jit(jax.grad(dense_loss, (0, 1)))(x, weight)
-    for compose in (False, True):
-        found = jax.jit(jax.grad(loss, (0, 1)), static_argnums=2)(x, weight, compose)
-        jax.tree.map(lambda a, b: assert_close(a, b, 1e-12), found, expected)
+    @jax.jit
+    def gradients(x, weight):
+        return (
+            jax.grad(dense_loss, (0, 1))(x, weight),
+            *(jax.grad(loss, (0, 1))(x, weight, compose) for compose in (False, True)),
+        )
+
+    expected, *found = gradients(x, weight)
+    for each in found:
+        jax.tree.map(lambda a, b: assert_close(a, b, 1e-12), each, expected)
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
@@ -177,9 +184,7 @@ def test_a_matrix_kind_composes_in_a_convolution(x64):
     )
     x = jnp.asarray(generator.standard_normal((2, 6, 6, 4)))
     found = conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=NHWC)
-    expected = lax.conv_general_dilated(
-        x, weight.dense(), (1, 1), "SAME", dimension_numbers=NHWC
-    )
+    expected = lax.conv_general_dilated(x, weight.dense(), (1, 1), "SAME", dimension_numbers=NHWC)
     assert_close(found, expected, 1e-12)
     with pytest.raises(ValueError, match="no factored form"):
         conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=NHWC, compose=False)
@@ -329,9 +334,7 @@ def test_the_factored_convolution_never_forms_the_kernel(kind, deep):
     x = jnp.ones((1, 4, 4, 32))
 
     def loss(x, w, compose=None):
-        y = conv_general_dilated(
-            x, w, (1, 1), "SAME", dimension_numbers=NHWC, compose=compose
-        )
+        y = conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC, compose=compose)
         return jnp.sum(y**2)
 
     for function in (loss, jax.grad(loss, (0, 1)), jax.jit(jax.grad(loss, (0, 1)))):
@@ -365,9 +368,7 @@ def test_the_cheaper_convolution_is_chosen(kind, rank, size):
     x = jnp.ones((1, size, size, n_in))
 
     def apply(x, w, compose=None):
-        return conv_general_dilated(
-            x, w, (2, 2), "SAME", dimension_numbers=NHWC, compose=compose
-        )
+        return conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=NHWC, compose=compose)
 
     half = size // 2
     if kind is SpatialLowRank:
@@ -400,9 +401,7 @@ def test_preferred_element_type(compose):
     x = jnp.ones((3, 8), jnp.bfloat16)
     numbers = (((1,), (0,)), ((), ()))
     assert dot_general(x, weight, numbers, compose=compose).dtype == jnp.bfloat16
-    found = dot_general(
-        x, weight, numbers, preferred_element_type=jnp.float32, compose=compose
-    )
+    found = dot_general(x, weight, numbers, preferred_element_type=jnp.float32, compose=compose)
     assert found.dtype == jnp.float32
     with pytest.raises(ValueError, match="takes no out_sharding"):
         dot_general(x, weight, numbers, out_sharding="x")

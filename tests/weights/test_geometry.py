@@ -9,6 +9,9 @@ from weights_cases import CASES, Case, matrix, naive_dense
 from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
 from lowrank_jax.weights.geometry import RANK, Geometry
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -34,9 +37,7 @@ def test_shape_needs_no_values(case: Case):
     abstract = jax.eval_shape(lambda: weight)
     assert abstract.shape == case.shape
     assert abstract.rank == case.rank
-    template = case.kind.template(
-        case.shape, np.float32, case.rank, case.depth, **dict(case.axes)
-    )
+    template = case.kind.template(case.shape, np.float32, case.rank, case.depth, **dict(case.axes))
     assert jax.tree.structure(template) == jax.tree.structure(weight)
     assert jax.tree.leaves(template) == jax.tree.leaves(abstract)
 

@@ -10,12 +10,19 @@ import numpy as np
 import optax
 import pytest
 from jaxprs import largest_intermediate
-from weights_cases import CASES, Case, matrix, naive_dense
+from weights_cases import CASES, Case, PlusDiagonal, matrix, naive_dense
 
-from lowrank_jax import ChannelLowRank, FactorizedWeight, LowRank, SpatialLowRank
-from lowrank_jax.weights import register_weight
+from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+some_cases = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.depth == 3 or case.name in ("matrix", "spatial")],
+    ids=lambda case: case.name,
+)
 
 
 def squared_norm(weight):
@@ -81,7 +88,7 @@ def test_gradient_is_autodiff_of_the_dense_norm_and_the_closed_form(
         assert_close(getattr(found, name), expected, tolerance)
 
 
-@every_case
+@some_cases
 def test_bfloat16_gradient_is_the_float32_one_rounded_once(case: Case):
     factors = {k: jnp.asarray(v, jnp.bfloat16) for k, v in case.factors(seed=2).items()}
     weight = case.kind(**factors, **dict(case.axes))
@@ -129,7 +136,7 @@ def test_norm_and_gradient_never_form_the_kernel(case: Case, depth):
     assert largest_intermediate(jax.jit(jax.remat(half_squared_dense)), weight) >= one_kernel
 
 
-@every_case
+@some_cases
 def test_take_is_rows_of_dense(case: Case):
     weight = case.weight(dtype=np.float32)
     indices = jnp.array([[0, 1], [1, 0]]) % case.shape[0]
@@ -154,7 +161,7 @@ def test_a_missing_middle_factor_is_an_ordinary_none_child():
     assert len(with_none) == 3 and with_none[-1] is None
 
 
-@every_case
+@some_cases
 def test_jit_grad_vmap_remat_scan(case: Case):
     weight = case.weight(dtype=np.float32)
     norm = float(weight.squared_norm())
@@ -225,9 +232,7 @@ def test_a_mask_of_the_dense_tree_is_a_valid_prefix():
     assert float(updates["a"]["bias"][0]) == 1.0
     assert float(updates["b"].u[0, 0]) == 1.0
     labels = jax.tree.map(lambda x: "train" if x.ndim > 1 else "freeze", dense)
-    split = optax.multi_transform(
-        {"train": optax.sgd(1.0), "freeze": optax.set_to_zero()}, labels
-    )
+    split = optax.multi_transform({"train": optax.sgd(1.0), "freeze": optax.set_to_zero()}, labels)
     updates, _ = split.update(params, split.init(params), params)
     assert float(updates["b"].vt[0, 0]) == -1.0 and float(updates["a"]["bias"][0]) == 0.0
 
@@ -261,18 +266,6 @@ def test_weights_are_immutable():
     with pytest.raises(AttributeError):
         weight.u = jnp.zeros((4, 2))
     assert weight.replace(vt=jnp.zeros((2, 3))).u is weight.u
-
-
-@register_weight()
-class PlusDiagonal(FactorizedWeight):
-    """A kind of somebody else's, which says nothing but what it stands for."""
-
-    u: object
-    vt: object
-    diagonal: object
-
-    def dense(self, *, precision=None):
-        return self.u @ self.vt + jnp.diag(self.diagonal)
 
 
 def test_a_new_kind_needs_only_dense():

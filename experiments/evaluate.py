@@ -1,0 +1,115 @@
+"""Evaluates finished runs, factored and merged: `python -m experiments.evaluate RUN…`
+
+The final parameters are restored and applied to the whole test set twice: as they were trained, and
+with every factorized weight merged into the dense kernel it stands for. The logits must agree, and
+the accuracy must be the one that the run recorded; otherwise the command fails. What it found goes
+to `evaluation.json` in the run folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import files, run_folder, tasks
+from experiments import state as states
+from experiments.checkpoint import Checkpoints
+from experiments.command_line import exit_code
+from experiments.errors import RunError
+from experiments.result import FILE_NAME as RESULT
+
+FILE_NAME = "evaluation.json"
+USAGE = "Usage: python -m experiments.evaluate RUN…"
+
+TOLERANCE = 1e-4
+"""Largest accepted difference of two logits, as a share of the largest logit (float32)."""
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """Evaluates one finished run and writes `evaluation.json`.
+
+    Returns:
+      Accuracy and loss ``factored`` and ``merged``, their parameters, and ``logit_difference``, the
+      largest difference of two logits as a share of the largest logit.
+
+    Raises:
+      RunError: the run is not finished, its data is not what it was trained on, its checkpoint
+        cannot be restored, or the two forms do not agree.
+    """
+    if not (folder / RESULT).exists():
+        raise RunError(f"{folder} is not a finished run: it has no {RESULT}")
+    recorded = files.read_json(folder / RESULT)
+    config = ConfigDict(files.read_json(folder / run_folder.CONFIG))
+    task = tasks.load(config)
+    plan = states.plan(config, task.network, len(task.batches_per_epoch()))
+    run_folder.examine(folder, config, task.data, plan.table)
+    checkpoints = Checkpoints(folder, config.keep_checkpoints, read_only=True)
+    state, _ = checkpoints.restore(
+        recorded["final"]["step"],
+        plan.abstract,
+        table=plan.table,
+        fingerprint=task.data.fingerprint,
+    )
+    split = jax.device_put(task.splits["test"])
+    measure = jax.jit(task.evaluate)
+    merged_params = lrj.merge(state.params)
+    factored = measure(state.params, state.model_state, split)
+    merged = measure(merged_params, state.model_state, split)
+    count = len(task.splits["test"][1])
+    largest = float(np.max(np.abs(factored["logits"])))
+    apart = float(np.max(np.abs(np.asarray(factored["logits"]) - np.asarray(merged["logits"]))))
+    found = {
+        "split": "test",
+        "examples": count,
+        "factored": _numbers(factored, count, state.params),
+        "merged": _numbers(merged, count, merged_params),
+        "logit_difference": apart / largest,
+        "tolerance": TOLERANCE,
+    }
+    files.write_json(folder / FILE_NAME, found)
+    if not apart <= TOLERANCE * largest:
+        raise RunError(
+            f"{folder}: factored and merged logits differ by {apart / largest:.2e} of the largest "
+            f"logit, more than {TOLERANCE:.0e}"
+        )
+    if found["factored"]["accuracy"] != recorded["final"]["accuracy"]:
+        raise RunError(
+            f"{folder}: accuracy {found['factored']['accuracy']:.4%} here, "
+            f"{recorded['final']['accuracy']:.4%} in {RESULT}"
+        )
+    return found
+
+
+def _numbers(sums: dict[str, jax.Array], count: int, params: Any) -> dict[str, float]:
+    return {
+        "accuracy": int(sums["correct"]) / count,
+        "loss": float(sums["loss"]) / count,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+
+
+def run(folders: Sequence[str]) -> None:
+    """Evaluates run folders and prints a line for each form."""
+    if not folders or any(folder.startswith("-") for folder in folders):
+        raise RunError(USAGE)
+    for folder in folders:
+        found = evaluate(Path(folder))
+        print(f"{folder}: {found['examples']} {found['split']} examples")
+        for form in ("factored", "merged"):
+            numbers = found[form]
+            print(
+                f"  {form:8}  accuracy {numbers['accuracy']:.2%}  loss {numbers['loss']:.4f}  "
+                f"parameters {numbers['parameters']:,}"
+            )
+        print(f"  they agree: logits differ by {found['logit_difference']:.1e} of the largest")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))

@@ -1,0 +1,420 @@
+"""factorize, merge and refactorize against NumPy's best approximations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jaxprs import largest_intermediate
+from weights_cases import Case, matrix
+
+from lowrank_jax import (
+    ChannelLowRank,
+    Energy,
+    FixedRank,
+    LowRank,
+    RankScale,
+    Rule,
+    SpatialLowRank,
+    conv_general_dilated,
+    describe,
+    factorize,
+    merge,
+    refactorize,
+    regular,
+    resolve,
+    spectral,
+    spectral_ones,
+    variance_matched,
+)
+from lowrank_jax.factored_svd import factored_svd
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+CASES = [
+    Case("matrix", LowRank, (9, 7)),
+    Case("stack", LowRank, (3, 6, 8), 1),
+    Case("heads", LowRank, (6, 2, 4), 0, (("in_axes", 1), ("out_axes", 2))),
+    Case("spatial", SpatialLowRank, (3, 2, 4, 6)),
+    Case("spatial_stack", SpatialLowRank, (2, 3, 3, 2, 4), 1),
+    Case("channel", ChannelLowRank, (2, 3, 4, 6)),
+    Case("pointwise", SpatialLowRank, (1, 1, 5, 6)),
+]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def random(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def rule(case, rank, depth=2):
+    # A stack of kernels is not a matrix: its axes are named.
+    axes = dict(case.axes) or ({"in_axes": 1} if case.kind is LowRank else {})
+    return Rule("kernel", rank, case.kind, depth=depth, **axes)
+
+
+def factorized(case, rank, depth=2, dtype=np.float64, **options):
+    kernel = jnp.asarray(random(*case.shape), dtype)
+    rules = [rule(case, FixedRank(rank), depth)]
+    return kernel, factorize({"kernel": kernel}, rules, **options)["kernel"]
+
+
+def truncated(case, kernel, rank):
+    u, s, vt = np.linalg.svd(matrix(case, kernel), full_matrices=False)
+    return (u[..., :rank] * s[..., None, :rank]) @ vt[..., :rank, :], s
+
+
+@every_case
+@pytest.mark.parametrize("depth", [2, 3])
+def test_spectral_is_the_best_approximation_and_balanced(case, depth, x64):
+    for rank in (1, 4):
+        kernel, weight = factorized(case, rank, depth)
+        best, s = truncated(case, kernel, rank)
+        np.testing.assert_allclose(matrix(case, weight.dense()), best, atol=1e-12)
+        u, vt = weight.geometry(**weight.axes).fold(np.asarray(weight.u), np.asarray(weight.vt))
+        diagonal = s[..., :rank, None] * np.eye(rank)
+        np.testing.assert_allclose(np.swapaxes(u, -1, -2) @ u, diagonal, atol=1e-12)
+        np.testing.assert_allclose(vt @ np.swapaxes(vt, -1, -2), diagonal, atol=1e-12)
+        if depth == 3:
+            np.testing.assert_array_equal(weight.m, np.broadcast_to(np.eye(rank), weight.m.shape))
+
+
+@every_case
+def test_full_rank_and_merge_give_the_kernel_back(case):
+    full = min(matrix(case, np.zeros(case.shape)).shape[-2:])
+    kernel, weight = factorized(case, full, dtype=np.float32)
+    merged = merge({"kernel": weight})["kernel"]
+    assert merged.dtype == jnp.float32
+    np.testing.assert_allclose(merged, kernel, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [SpatialLowRank, ChannelLowRank])
+def test_full_rank_reproduces_the_convolution(kind):
+    kernel, x = random(3, 3, 8, 8, dtype=np.float32), random(2, 9, 9, 8, seed=1, dtype=np.float32)
+    params = factorize({"kernel": kernel}, [Rule("kernel", RankScale(1.0), kind)])
+    call = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": "highest"}
+    expected = lax.conv_general_dilated(x, kernel, (2, 2), "SAME", **call)
+    found = conv_general_dilated(x, params["kernel"], (2, 2), "SAME", compose=False, **call)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def component_gradients(case, weight, seed=9):
+    """Norms of the gradients of every rank-one component, left and right, of a random loss."""
+    direction = jnp.asarray(random(*case.shape, seed=seed), weight.dtype)
+    gradient = jax.jit(jax.grad(lambda w: jnp.sum(w.dense() * direction)))(weight)
+    u, vt = weight.geometry(**weight.axes).fold(np.asarray(gradient.u), np.asarray(gradient.vt))
+    return np.linalg.norm(u, axis=-2), np.linalg.norm(vt, axis=-1)
+
+
+@every_case
+@pytest.mark.parametrize("depth", [2, 3])
+def test_overcomplete_keeps_the_product_and_every_component_alive(case, depth):
+    rows, columns = matrix(case, np.zeros(case.shape)).shape[-2:]
+    key = jax.random.key(0)
+    for rank in (min(rows, columns) + 1, rows + columns):
+        kernel, weight = factorized(case, rank, depth, np.float32, key=key)
+        error = np.abs(weight.dense() - kernel).max() / np.abs(kernel).max()
+        # The product is that of the full-rank factors, whose rounding is float32's.
+        assert error <= 2e-6
+        left, right = component_gradients(case, weight)
+        assert (np.maximum(left, right) > 1e-3).all()
+        _, padded = factorized(case, rank, depth, np.float32, init=spectral(overcomplete="zero"))
+        # The product itself is the same to the last bit.
+        np.testing.assert_array_equal(np.asarray(padded.dense()), np.asarray(weight.dense()))
+        left, right = component_gradients(case, padded)
+        dead = np.maximum(left, right) == 0
+        assert (dead.sum(-1) == rank - min(rows, columns)).all()
+
+
+def test_overcomplete_nearly_keeps_the_nuclear_bound(x64):
+    kernel = random(48, 96)
+    weight = factorize({"k": kernel}, [Rule("k", FixedRank(96))])["k"]
+    nuclear = np.linalg.svd(kernel, compute_uv=False).sum()
+    bound = 0.5 * (np.sum(np.square(weight.u)) + np.sum(np.square(weight.vt)))
+    smallest = np.linalg.svd(kernel, compute_uv=False)[-1]
+    assert bound == pytest.approx(nuclear + 0.5 * 48 * smallest, rel=1e-10)
+
+
+@pytest.mark.parametrize("true_rank", [0, 1, 3])
+@pytest.mark.parametrize("rank", [2, 4, 8, 12])
+def test_kernels_of_low_rank(true_rank, rank):
+    kernel = (random(8, true_rank) @ random(true_rank, 10, seed=1)).astype(np.float32)
+    case = Case("matrix", LowRank, (8, 10))
+    rules = [Rule("k", FixedRank(rank))]
+    weight = factorize({"k": kernel}, rules, key=jax.random.key(0))["k"]
+    best, _ = truncated(case, kernel, rank)
+    np.testing.assert_allclose(weight.dense(), best, atol=2e-6 * max(1, np.abs(kernel).max()))
+    left, right = component_gradients(case, weight)
+    assert (np.maximum(left, right) > 1e-4).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weight))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize("init", [spectral(), spectral_ones(), regular(), variance_matched()])
+def test_the_dtype_is_the_kernels(dtype, init, x64):
+    kernel = jnp.asarray(random(8, 6), dtype)
+    weight = factorize({"k": kernel}, [Rule("k", FixedRank(3), depth=3)], init, jax.random.key(0))[
+        "k"
+    ]
+    assert {leaf.dtype for leaf in jax.tree.leaves(weight)} == {jnp.dtype(dtype)}
+    assert merge({"k": weight})["k"].dtype == dtype
+
+
+def test_bfloat16_factors_are_the_float32_ones_rounded():
+    kernel = jnp.asarray(random(8, 6), jnp.bfloat16)
+    rules = [Rule("k", FixedRank(3))]
+    low = factorize({"k": kernel}, rules)["k"]
+    high = factorize({"k": kernel.astype(jnp.float32)}, rules)["k"]
+    np.testing.assert_array_equal(low.u, high.u.astype(jnp.bfloat16))
+
+
+def test_the_host_array_of_numpy_is_a_kernel_too():
+    weight = factorize({"k": random(4, 4, dtype=np.float32)}, [Rule("k", FixedRank(2))])["k"]
+    assert isinstance(weight.u, jax.Array)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite_kernels_name_their_path(bad):
+    kernel = random(4, 4, dtype=np.float32)
+    kernel[1, 2] = kernel[3, 3] = bad
+    with pytest.raises(ValueError, match=r"^a/kernel: 2 of 16 entries are not finite$"):
+        factorize({"a": {"kernel": kernel}}, [Rule(".*", FixedRank(2))])
+
+
+def test_traced_kernels_say_what_to_do():
+    with pytest.raises(TypeError, match="^k: it is being traced.*eval_shape"):
+        jax.jit(lambda k: factorize({"k": k}, [Rule("k", FixedRank(2))])["k"].u)(jnp.ones((4, 4)))
+    weight = LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 4)))
+    with pytest.raises(TypeError, match="^k: it is being traced"):
+        jax.jit(lambda w: refactorize({"k": w})["k"].u)(weight)
+
+
+def test_what_is_no_initializer():
+    for init in ("spectral", spectral):
+        with pytest.raises(TypeError, match="is not an initializer"):
+            factorize({"k": jnp.ones((4, 4))}, [Rule("k", FixedRank(2))], init)
+
+
+@every_case
+@pytest.mark.parametrize("depth", [2, 3])
+def test_abstract_in_abstract_out(case, depth):
+    params = {"kernel": jnp.asarray(random(*case.shape), jnp.float32), "bias": jnp.ones(3)}
+    rules = [rule(case, FixedRank(3), depth)]
+    abstract = factorize(jax.eval_shape(lambda: params), rules)
+    concrete = factorize(params, rules)
+    assert jax.tree.structure(abstract) == jax.tree.structure(concrete)
+    assert jax.tree.leaves(abstract) == jax.tree.leaves(jax.eval_shape(lambda: concrete))
+    assert jax.tree.leaves(merge(abstract)) == jax.tree.leaves(jax.eval_shape(merge, concrete))
+    smaller = [rule(case, FixedRank(2), depth)]
+    assert jax.tree.leaves(refactorize(abstract, smaller)) == jax.tree.leaves(
+        jax.eval_shape(lambda: refactorize(concrete, smaller))
+    )
+
+
+def test_a_table_serves_like_its_rules_and_is_checked():
+    params = {"a": jnp.asarray(random(6, 4), jnp.float32), "b": jnp.ones(4)}
+    table = resolve(params, [Rule("a", Energy(0.9))])
+    again = factorize(params, table)
+    assert describe(again) == table
+    # On shapes, too, where the rule itself could not be.
+    assert describe(factorize(jax.eval_shape(lambda: params), table)) == table
+    with pytest.raises(ValueError, match="table names a, which is not in the tree; .*A"):
+        factorize({"A": params["a"]}, table)
+    with pytest.raises(ValueError, match=r"a has shape \(4, 6\), the table says \(6, 4\)"):
+        factorize({"a": params["a"].T}, table)
+    # Factorized as the table says: left alone; otherwise refused.
+    assert factorize(again, table)["a"] is again["a"]
+    other = factorize(params, [Rule("a", FixedRank(1), depth=3)])
+    with pytest.raises(ValueError, match="a is factorized already.*refactorize"):
+        factorize(other, table)
+
+
+def test_other_leaves_are_untouched():
+    params = {"a": jnp.ones((4, 4)), "b": np.ones(3), "c": None, "d": 1.5}
+    done = factorize(params, [Rule("a", FixedRank(1))])
+    assert done["b"] is params["b"] and done["c"] is None and done["d"] == 1.5
+    assert merge(done)["b"] is params["b"]
+
+
+def test_the_key_of_a_kernel_depends_on_its_path_alone():
+    kernel = jnp.ones((4, 4))
+    rules, key = [Rule(".*kernel", FixedRank(2))], jax.random.key(3)
+    one = factorize({"x": {"kernel": kernel}}, rules, regular(), key)
+    two = factorize(
+        {"a": {"kernel": kernel}, "x": {"kernel": kernel}, "z": kernel}, rules, regular(), key
+    )
+    np.testing.assert_array_equal(one["x"]["kernel"].u, two["x"]["kernel"].u)
+    assert np.abs(two["a"]["kernel"].u - two["x"]["kernel"].u).max() > 0.1
+    other = factorize({"x": {"kernel": kernel}}, rules, regular(), jax.random.key(4))
+    assert np.abs(one["x"]["kernel"].u - other["x"]["kernel"].u).max() > 0.1
+
+
+def test_factorize_of_merge_is_the_same_product():
+    case = CASES[3]
+    _, weight = factorized(case, 3, dtype=np.float32)
+    again = factorize(merge({"kernel": weight}), [rule(case, FixedRank(3))])["kernel"]
+    np.testing.assert_allclose(again.dense(), weight.dense(), atol=2e-6)
+
+
+# refactorize
+
+
+def random_weight(case, rank, depth, dtype=np.float64, seed=0):
+    full = Case(case.name, case.kind, case.shape, case.batch, case.axes, rank, depth)
+    return jax.tree.map(jnp.asarray, full.weight(seed, dtype))
+
+
+@every_case
+@pytest.mark.parametrize("depth", [2, 3])
+def test_refactorize_truncates_to_the_best_and_grows_without_change(case, depth, x64):
+    weight = random_weight(case, 4, depth)
+    dense = matrix(case, weight.dense())
+    for rank in (2, 4, 30):
+        done = refactorize({"kernel": weight}, [rule(case, FixedRank(rank), depth)])["kernel"]
+        assert (done.rank, done.depth, done.shape) == (rank, depth, weight.shape)
+        best, s = truncated(case, weight.dense(), rank)
+        scale = np.abs(dense).max()
+        np.testing.assert_allclose(matrix(case, done.dense()), best, atol=1e-12 * scale)
+        u, vt = done.geometry(**done.axes).fold(np.asarray(done.u), np.asarray(done.vt))
+        keep = min(rank, 4)
+        for gram in (np.swapaxes(u, -1, -2) @ u, vt @ np.swapaxes(vt, -1, -2)):
+            np.testing.assert_allclose(
+                gram[..., :keep, :keep],
+                s[..., :keep, None] * np.eye(keep),
+                atol=1e-11 * scale,
+            )
+        if depth == 3:
+            np.testing.assert_array_equal(done.m, np.broadcast_to(np.eye(rank), done.m.shape))
+        left, right = component_gradients(case, done)
+        assert (np.maximum(left, right) > 1e-6).all()
+
+
+def test_refactorize_without_rules_balances_every_weight():
+    params = {
+        "a": random_weight(CASES[0], 3, 3, np.float32),
+        "b": jnp.ones(3),
+        "c": random_weight(CASES[3], 2, 2, np.float32),
+    }
+    done = refactorize(params)
+    assert done["b"] is params["b"]
+    for name in ("a", "c"):
+        assert done[name].rank == params[name].rank
+        expected = np.asarray(params[name].dense())
+        error = np.abs(np.asarray(done[name].dense()) - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max()
+        assert done[name].dtype == jnp.float32
+    twice = refactorize(done)
+    np.testing.assert_allclose(
+        np.abs(np.asarray(twice["a"].u)), np.abs(np.asarray(done["a"].u)), atol=1e-4
+    )
+
+
+def test_refactorize_never_forms_the_kernel(monkeypatch):
+    weight = random_weight(Case("wide", LowRank, (4000, 5000)), 3, 2, np.float32)
+    monkeypatch.setattr(LowRank, "dense", lambda *a, **k: pytest.fail("formed the kernel"))
+    import tracemalloc
+
+    tracemalloc.start()
+    refactorize({"kernel": weight}, [Rule("kernel", FixedRank(5))])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000 * 5000 * 4 / 4
+    assert largest_intermediate(lambda w: w.squared_norm(), weight) < 4000 * 5000
+
+
+def test_refactorize_by_energy_reads_the_products_spectrum(x64):
+    weight = random_weight(CASES[0], 5, 3)
+    values = np.linalg.svd(np.asarray(weight.dense()), compute_uv=False)
+    energy = np.cumsum(values**2) / np.sum(values**2)
+    expected = int(np.argmax(energy >= 0.8)) + 1
+    rules = [Rule("kernel", Energy(0.8), depth=3)]
+    assert refactorize({"kernel": weight}, rules)["kernel"].rank == expected
+    np.testing.assert_allclose(factored_svd(weight)[1], values[:5], rtol=1e-10)
+
+
+def test_refactorize_takes_the_first_match():
+    params = {
+        "a": random_weight(CASES[0], 4, 2, np.float32),
+        "b": random_weight(CASES[3], 4, 2, np.float32),
+    }
+    done = refactorize(params, [Rule("a", FixedRank(2)), Rule(".", FixedRank(3), SpatialLowRank)])
+    assert (done["a"].rank, done["b"].rank) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        ([Rule("nothing", FixedRank(1))], "matches no path"),
+        ([Rule(".*", FixedRank(1)), Rule("a", FixedRank(1))], "never used"),
+        ([Rule("b", FixedRank(1))], "b: .*cannot refactorize it"),
+        ([Rule("a", None)], "a: .*cannot refactorize it"),
+        ([Rule("a", FixedRank(1), SpatialLowRank)], "a is a LowRank .*asks for another"),
+        ([Rule("a", FixedRank(1), depth=3)], "a is a LowRank of depth 2"),
+        ([Rule("a", FixedRank(1), out_axes=2)], "a is a LowRank .*asks for another"),
+    ],
+)
+def test_refactorize_refuses(rules, text):
+    params = {"a": LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 4))), "b": jnp.ones((4, 4))}
+    with pytest.raises(ValueError, match=text):
+        refactorize(params, rules)
+
+
+def test_refactorize_refuses_what_is_not_finite():
+    weight = LowRank(u=jnp.full((4, 2), jnp.nan), vt=jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="^k: 8 of 8 entries are not finite"):
+        refactorize({"k": weight})
+
+
+# Partition boxes
+
+
+@pytest.mark.parametrize("box_class", ["Partitioned", "LogicallyPartitioned"])
+def test_boxes_move_inside_and_back(box_class):
+    nn = pytest.importorskip("flax.linen")
+    if box_class == "Partitioned":
+        box = nn.Partitioned
+    else:
+        from flax.linen.spmd import LogicallyPartitioned as box
+    kernel = jnp.asarray(random(3, 3, 4, 8), jnp.float32)
+    params = {
+        "conv": {"kernel": box(kernel, (None, "w", "in", "out"))},
+        "heads": {"kernel": box(kernel, ("stack", "embed", "head", "dim"))},
+        "bias": box(jnp.ones(8), ("out",)),
+    }
+    rules = [
+        Rule("conv/kernel", FixedRank(2), SpatialLowRank, depth=3),
+        Rule("heads/kernel", FixedRank(2), in_axes=1, out_axes=2),
+    ]
+    done = factorize(params, rules)
+    conv, heads = done["conv"]["kernel"], done["heads"]["kernel"]
+    assert isinstance(conv, SpatialLowRank) and isinstance(conv.u, box)
+    assert conv.u.names == (None, "w", "in", None)
+    assert conv.vt.names == (None, None, None, "out")
+    assert conv.m.names == (None, None)
+    assert heads.u.names == ("stack", "embed", None)
+    assert heads.vt.names == ("stack", None, "head", "dim")
+    assert done["bias"] is params["bias"]
+    assert resolve(done, rules) == resolve(params, rules) == describe(done)
+    smaller = refactorize(done, [Rule("conv/kernel", FixedRank(1), SpatialLowRank, depth=3)])
+    assert smaller["conv"]["kernel"].u.names == (None, "w", "in", None)
+    assert smaller["conv"]["kernel"].u.value.shape == (1, 3, 4, 1)
+    back = merge(done)
+    assert back["conv"]["kernel"].names == (None, "w", "in", "out")
+    assert back["heads"]["kernel"].names == ("stack", "embed", "head", "dim")
+    assert back["conv"]["kernel"].value.shape == kernel.shape
+    abstract = factorize(jax.eval_shape(lambda: params), rules)
+    assert jax.tree.structure(abstract) == jax.tree.structure(done)
+
+
+def test_boxes_with_fewer_names_than_axes_and_under_a_mesh():
+    nn = pytest.importorskip("flax.linen")
+    mesh = jax.make_mesh((1,), ("x",))
+    params = {"k": nn.Partitioned(jnp.ones((4, 6)), ("x",))}
+    abstract = jax.eval_shape(lambda: params)
+    # Under a mesh the box's own `unbox` constrains the sharding, which shapes do not have.
+    with jax.set_mesh(mesh):
+        for tree in (params, abstract):
+            done = factorize(tree, [Rule("k", FixedRank(2))])
+            assert done["k"].u.names == ("x", None) and done["k"].vt.names == (None, None)
+            assert merge(done)["k"].names == ("x", None)

@@ -1,0 +1,54 @@
+"""The same norms, gradients and kernels on eight devices, automatic and explicit mesh axes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CASES = [
+    f"{axes}-{name}"
+    for axes in ("Auto", "Explicit")
+    for name in (
+        "matrix-in",
+        "matrix-out",
+        "matrix-in_out",
+        "matrix-in_out_eager",
+        "heads-in_heads",
+        "stack-batch",
+        "stack-batch_out",
+        "spatial-in_out",
+        "channel-in_out",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    # One process for all cases: the number of devices is fixed when JAX starts.
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    script = Path(__file__).with_name("sharded_checks.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_all_cases_ran(results):
+    assert set(results) == set(CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eight_devices_agree_with_one(results, case):
+    found = results[case]
+    assert "error" not in found, found["error"]
+    assert found["shardings"] == []
+    for quantity in ("norm", "dense", "gradient"):
+        assert found[quantity] <= 1e-6, (quantity, found[quantity])
