@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import files
+from experiments import arguments, files, run_folder
 from experiments.errors import RunError
 
 FOLDER = "checkpoints"
@@ -33,6 +34,7 @@ class Manifest:
 
     Attributes:
       step: optimizer steps done.
+      config: of the run, settled.
       table: the factorization table, as JSON text.
       fingerprint: of the data.
       progress: what the loop carries besides the state (sums of the running epoch, best epoch).
@@ -40,6 +42,7 @@ class Manifest:
     """
 
     step: int
+    config: dict[str, Any]
     table: str
     fingerprint: str
     progress: dict[str, Any]
@@ -80,14 +83,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, step: int, state: Any, *, table: lrj.Table, fingerprint: str, progress: dict[str, Any]
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: ConfigDict,
+        table: lrj.Table,
+        fingerprint: str,
+        progress: dict[str, Any],
     ) -> None:
         """Writes a checkpoint; returns when it is on disk.
 
         Raises:
           RunError: it cannot be written; older checkpoints stay.
         """
-        manifest = Manifest(step, table.to_json(), fingerprint, progress, digest(state))
+        manifest = Manifest(
+            step, config.to_dict(), table.to_json(), fingerprint, progress, digest(state)
+        )
         with self._writing():
             self._manager.save(
                 step,
@@ -99,13 +111,14 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(
-        self, step: int, target: Any, *, table: lrj.Table, fingerprint: str
+        self, step: int, target: Any, *, config: ConfigDict, table: lrj.Table, fingerprint: str
     ) -> tuple[Any, dict[str, Any]]:
         """The state of a step, after everything it must agree with has been compared.
 
         Args:
           step: which checkpoint.
           target: the abstract state, with shardings.
+          config: of the run that continues, settled.
           table: the factorization the target has.
           fingerprint: of the data at hand.
 
@@ -113,7 +126,7 @@ class Checkpoints:
           The state and the saved progress.
 
         Raises:
-          RunError: the checkpoint is damaged, or of another factorization or other data.
+          RunError: the checkpoint is damaged, or of another config, factorization or data.
         """
         place = f"checkpoint {self._folder / str(step)}"
         advice = "nothing was changed; remove that folder to continue from an earlier one"
@@ -131,6 +144,10 @@ class Checkpoints:
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise RunError(f"{place} is of another factorization: {differences[0]}{more}")
+        changed = arguments.differences(manifest.config, config, ignore=run_folder.MAY_CHANGE)
+        if changed:
+            key, (theirs, ours) = next(iter(changed.items()))
+            raise RunError(f"{place} is of another run: {key} is {theirs!r} there, {ours!r} here")
         if manifest.fingerprint != fingerprint:
             raise RunError(
                 f"{place} was trained on other data (fingerprint {manifest.fingerprint[:12]}…, "

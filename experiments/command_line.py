@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -33,17 +34,37 @@ def read_config(
     config = config_flags.DEFINE_config_file("config", flag_values=values)
     try:
         left = values(list(argv))
+        found = config.value
+        getattr(found, "items", None)  # A file that could not be loaded tells so when it is used.
+    except RunError:
+        raise
     except flags.Error as error:
         raise RunError(f"{error}. {usage}") from error
-    except OSError as error:
-        raise RunError(f"cannot read the config: {error}. {usage}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"config: {' '.join(str(error).split())}. {usage}") from error
+    except Exception as error:  # A config file is a program: anything may come out of it.
+        raise RunError(f"cannot read the config: {_described(error)}. {usage}") from error
     if len(left) > 1:
         raise RunError(f"unexpected argument {left[1]!r}. {usage}")
-    if config.value is None:
+    if found is None:
         raise RunError(f"no config given. {usage}")
-    return config.value, values["config"].config_filename.partition(":")[2]
+    name, _, argument = values["config"].config_filename.partition(":")
+    if not isinstance(found, ConfigDict):
+        raise RunError(f"{name}: get_config returned a {type(found).__name__}, not a ConfigDict")
+    return found, argument
+
+
+def _described(error: Exception) -> str:
+    """An error of a config file in one line, with the place in the file where it has one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError | SyntaxError):  # Their text names the file.
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.name in ("<module>", "get_config")]
+    if inside:
+        place = f"{inside[-1].filename}, line {inside[-1].lineno}"
+        return f"{place}: {type(error).__name__}: {text}"
+    if isinstance(error, AttributeError | KeyError):
+        return "it has no key " + text.strip("\"'")
+    return text
 
 
 def exit_code(command: Callable[[], object]) -> int:

@@ -54,6 +54,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     state, _ = checkpoints.restore(
         recorded["final"]["step"],
         plan.abstract,
+        config=config,
         table=plan.table,
         fingerprint=task.data.fingerprint,
     )

@@ -25,7 +25,7 @@ USAGE = "Usage: python -m experiments.main --config=configs/NAME.py[:key=value,â
 
 def default_workdir(config: ConfigDict, argument: str) -> Path:
     """runs/NAME, followed by the arguments that make this run differ from others of its kind."""
-    words = [config.name, *filter(None, argument.split(","))]
+    words = [config.name, *filter(None, (word.strip() for word in argument.split(",")))]
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={config.seed}")
     return Path("runs") / "-".join(word.replace("/", "_").replace("=", "") for word in words)

@@ -8,6 +8,7 @@ automatic sharding any placement computes the same function, so this is a matter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,14 +30,15 @@ def make(sizes: Mapping[str, int]) -> Mesh:
     """
     devices = jax.devices()
     shape = [sizes[axis] for axis in AXES]
-    known = int(np.prod([size for size in shape if size != -1]))
-    if shape.count(-1) > 1 or known < 1 or len(devices) % known:
+    given = [size for size in shape if size != -1]
+    known = math.prod(given)
+    if shape.count(-1) > 1 or min(given) < 1 or len(devices) % known:
         raise RunError(
-            f"mesh {dict(sizes)} does not fit {len(devices)} devices: the sizes must divide that "
-            "number, and at most one may be -1"
+            f"mesh {dict(sizes)} does not fit {len(devices)} device(s): the product of the sizes "
+            "must divide that number, and at most one may be -1"
         )
     shape = [len(devices) // known if size == -1 else size for size in shape]
-    used = int(np.prod(shape))
+    used = math.prod(shape)
     return Mesh(np.asarray(devices[:used]).reshape(shape), AXES)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -25,10 +26,11 @@ from experiments.errors import RunError
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Data
 
-CONFIG, DATA, TABLE = "config.json", "data.json", "table.json"
+CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "table.txt"
 
-# These may change bits, though not the experiment: a resumed run must keep them.
-_IGNORED = tuple(
+# What a run may be continued with a change of. Steps per dispatch and the mesh do not change the
+# experiment either, but they may change bits.
+MAY_CHANGE = tuple(
     key
     for key in arguments.OPERATIONAL
     if key != "steps_per_dispatch" and not key.startswith("mesh.")
@@ -71,7 +73,7 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
                 "give another --workdir"
             )
         return RunFolder(path, continues=False)
-    found = arguments.differences(files.read_json(path / CONFIG), config, ignore=_IGNORED)
+    found = arguments.differences(_read_object(path / CONFIG), config, ignore=MAY_CHANGE)
     if found:
         words = [
             f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()
@@ -81,7 +83,7 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
             "--workdir, or the same config to continue that run"
         )
     if (path / DATA).exists():
-        there = files.read_json(path / DATA)
+        there = _read_object(path / DATA)
         if there.get("fingerprint") != data.fingerprint:
             raise RunError(
                 f"{path} holds a run on other data: {there.get('name')} with fingerprint "
@@ -96,11 +98,23 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
 
 
 def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -> None:
-    """Writes what identifies the run; the config first, since with it the folder is a run's."""
-    files.write_json(folder.path / CONFIG, config.to_dict())
-    files.write_json(folder.path / DATA, dataclasses.asdict(data))
-    files.write_text(folder.path / TABLE, table.to_json() + "\n")
-    files.write_text(folder.path / "table.txt", f"{table}\n")
+    """Writes what identifies the run, as far as it is missing: a kill may come between two files.
+
+    The config comes first, since with it the folder is a run's.
+    """
+    contents: dict[str, Any] = {
+        CONFIG: config.to_dict(),
+        DATA: dataclasses.asdict(data),
+        TABLE: table.to_json(),
+        TABLE_TO_READ: str(table),
+    }
+    for name, content in contents.items():
+        if (folder.path / name).exists():
+            continue
+        if isinstance(content, str):
+            files.write_text(folder.path / name, f"{content}\n")
+        else:
+            files.write_json(folder.path / name, content)
 
 
 def read_table(path: Path) -> lrj.Table:
@@ -111,5 +125,12 @@ def read_table(path: Path) -> lrj.Table:
     """
     try:
         return lrj.Table.from_json((path / TABLE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read {path / TABLE}: {error}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = files.read_json(path)
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged: expected a JSON object, found {str(found)[:60]!r}")
+    return found

@@ -33,7 +33,6 @@ from experiments.result import Best, Final, Result
 from experiments.state import Plan, TrainState
 from lowrank_jax.tree import path_string
 
-
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -97,32 +96,43 @@ def train_and_evaluate(
       RunError: anything a user can mend.
       Stopped: SIGTERM arrived; a checkpoint was saved first.
     """
+    with _StopSignal() as stop:  # From here on, so that starting up and compiling are covered.
+        return _train(arguments.settle(config), workdir, say, stop)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: _StopSignal
+) -> Path:
     started = time.perf_counter()
 
     # ---------------------------------------------------------------- plan, by shapes alone
-    config = arguments.settle(config)
     task = tasks.load(config)
     batches = task.batches_per_epoch()
     plan = states.plan(config, task.network, len(batches))
     total_steps = config.epochs * len(batches)
+    stop.leave_if_requested()
 
     # ---------------------------------------------------------------- the run folder
     folder = run_folder.examine(workdir, config, task.data, plan.table)
     if folder.finished:
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
-    if not folder.continues:
-        run_folder.begin(folder, config, task.data, plan.table)
+    run_folder.begin(folder, config, task.data, plan.table)
     say(_heading(config, task, plan, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    stop.leave_if_requested()
     latest = checkpoints.latest()
     if latest is None:
         state, progress = states.create(plan, task.network), _new_progress()
     else:
         state, progress = checkpoints.restore(
-            latest, plan.abstract, table=plan.table, fingerprint=task.data.fingerprint
+            latest,
+            plan.abstract,
+            config=config,
+            table=plan.table,
+            fingerprint=task.data.fingerprint,
         )
         say(f"continuing from step {latest}")
 
@@ -133,6 +143,7 @@ def train_and_evaluate(
     cuts = dispatches(batches, config.steps_per_dispatch or _steps_per_dispatch())
     compiled = {}
     for cut in cuts:
+        stop.leave_if_requested()
         if (cut.steps, cut.batch_size) not in compiled:
             step = _dispatch_function(task, plan, cut.steps, cut.batch_size)
             zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
@@ -147,6 +158,11 @@ def train_and_evaluate(
     def measured(split: str) -> dict[str, float]:
         sums = evaluate(state.params, state.model_state, arrays[split])
         count = len(task.splits[split][1])
+        if not np.isfinite(sums["loss"]):
+            raise RunError(
+                f"the {split} loss is not finite after step {step}, though the parameters are; a "
+                "lower learning_rate is the first thing to try"
+            )
         return {
             f"{split}_loss": float(sums["loss"]) / count,
             f"{split}_accuracy": int(sums["correct"]) / count,
@@ -156,7 +172,6 @@ def train_and_evaluate(
     step = int(state.step)
     spent_before = progress["wall_time_s"]
     console = Progress(total_steps, config.batch_size, step)
-    stop = _StopSignal()
     told = time.perf_counter()
 
     def save() -> None:
@@ -164,12 +179,13 @@ def train_and_evaluate(
         checkpoints.save(
             step,
             state,
+            config=config,
             table=plan.table,
             fingerprint=task.data.fingerprint,
             progress=progress,
         )
 
-    with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics, stop:
+    with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
         if latest is None:
             _write_diagnostics(metrics, config, plan, state, 0, 0.0, spectra=True)
             save()
@@ -187,7 +203,10 @@ def train_and_evaluate(
                     jax.device_put(jnp.int32(cut.example), everywhere),
                 )
                 losses = np.asarray(sums["loss"])
-                if not np.isfinite(losses).all():
+                stopping = stop.requested
+                # At a finite loss the last step can still have spoiled the state: not to be saved.
+                saves = stopping or cut is cuts[-1]
+                if not np.isfinite(losses).all() or (saves and _not_finite(state)):
                     raise _diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 progress["loss"] += float(losses.astype(np.float64).sum())
@@ -198,7 +217,7 @@ def train_and_evaluate(
                     if time.perf_counter() - told >= _SECONDS_BETWEEN_LINES:
                         told = time.perf_counter()
                         say(console.line(step, step / len(batches), _train_means(progress)))
-                    if stop.requested:
+                    if stopping:
                         save()
                         raise Stopped(f"stopped at step {step}; start again to continue")
 
@@ -222,9 +241,10 @@ def train_and_evaluate(
             say(console.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
-            if last or stop.requested or done % config.checkpoint_every_epochs == 0:
+            stopping = stop.requested
+            if last or stopping or done % config.checkpoint_every_epochs == 0:
                 save()
-            if stop.requested and not last:
+            if stopping and not last:
                 raise Stopped(f"stopped at step {step}; start again to continue")
     checkpoints.close()
 
@@ -246,11 +266,17 @@ class _StopSignal:
 
     requested = False
 
-    def __enter__(self) -> None:
+    def leave_if_requested(self) -> None:
+        """For moments at which everything there is to save is saved."""
+        if self.requested:
+            raise Stopped("stopped before the first step; start again to continue")
+
+    def __enter__(self) -> _StopSignal:
         try:
             self._before = signal.signal(signal.SIGTERM, self._note)
         except ValueError:  # Not in the main thread, where no signal arrives.
             self._before = None
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
@@ -295,9 +321,15 @@ def _dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> An
             return TrainState(state.step + 1, params, model_state, opt_state), sums
 
         starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
-        # XLA compiles the weight gradients of convolutions inside a loop to code that is many times
-        # slower on a CPU; unrolled, they are what they are outside of one.
-        return jax.lax.scan(step, state, starts, unroll=_on_cpu())
+        if not _on_cpu():
+            return jax.lax.scan(step, state, starts)
+        # On a CPU, XLA compiles the weight gradients of convolutions inside a loop to code that is
+        # many times slower than outside of one, so here the steps are written out.
+        sums = []
+        for start in starts:
+            state, of_step = step(state, start)
+            sums.append(of_step)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *sums)
 
     return run
 
@@ -327,21 +359,30 @@ def _write_diagnostics(
     )
 
 
+def _not_finite(state: TrainState) -> list[str]:
+    """Paths of the leaves that hold NaN or infinity, parameters first."""
+    parts = [state.params, state.model_state, state.opt_state]
+    return [
+        path_string(path)
+        for part in parts
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+        if not np.isfinite(np.asarray(leaf)).all()
+    ]
+
+
 def _diverged(
     state: TrainState, step: int, losses: np.ndarray, batches: int, saved: int | None
 ) -> RunError:
-    """The error for a loss that is not finite: at which step, and in which parameters."""
-    at = step + int(np.argmin(np.isfinite(losses))) + 1
-    bad = [
-        path_string(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-        if not np.isfinite(np.asarray(leaf)).all()
-    ]
+    """The error for a loss or a state that is not finite: at which step, and where."""
+    finite = np.isfinite(losses)
+    what, index = ("state", len(losses) - 1) if finite.all() else ("loss", int(np.argmin(finite)))
+    at = step + index + 1
+    bad = _not_finite(state)
     where = f"; not finite: {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if bad[3:] else "")
     return RunError(
-        f"the loss is not finite at step {at} (epoch {(at - 1) // batches + 1})"
-        f"{where if bad else ''}. The checkpoint of step {saved} is intact; a lower learning_rate is "
-        "the first thing to try"
+        f"the {what} is not finite at step {at} (epoch {(at - 1) // batches + 1})"
+        f"{where if bad else ''}. The checkpoint of step {saved} is intact; a lower learning_rate "
+        "is the first thing to try"
     )
 
 

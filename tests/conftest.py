@@ -22,7 +22,6 @@ def x64() -> Iterator[None]:
 @pytest.fixture
 def quick_compile() -> Iterator[None]:
     """Compiles without optimizing: for tests of many small computations."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)

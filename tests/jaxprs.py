@@ -10,7 +10,7 @@ import jax
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Every equation of a jaxpr and of all jaxprs inside it (jit, scan, remat, custom rules, ...)."""
+    """Every equation of a jaxpr and of all jaxprs inside it (of jit, scan, remat, ...)."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     for equation in jaxpr.eqns:
         yield equation

@@ -18,7 +18,7 @@ def _norm(width: int) -> dict[str, Any]:
 def cifar_resnet(
     depth: int, classes: int = 10, widths: tuple[int, ...] = (16, 32, 64), projection: bool = False
 ) -> dict[str, Any]:
-    """He et al.'s CIFAR ResNet, depth 6 n + 2; with ``projection`` 1x1 convolutions as shortcuts."""
+    """He et al.'s CIFAR ResNet, depth 6 n + 2; ``projection``: 1x1 convolutions as shortcuts."""
     n, rest = divmod(depth - 2, 6)
     assert rest == 0
     tree: dict[str, Any] = {

@@ -145,7 +145,7 @@ def test_the_search_reads_no_values():
         return [Rule("kernel", RankScale(s), LowRank)]
 
     assert target_ratio(abstract, rules, 0.3) == target_ratio(concrete, rules, 0.3)
-    with pytest.raises(TypeError, match="kernel: .*needs the values"):
+    with pytest.raises(TypeError, match=r"kernel: .*needs the values"):
         target_ratio(abstract, lambda s: [Rule("kernel", Energy(0.5))], 0.3)
 
 

@@ -183,10 +183,10 @@ def test_not_finite_kernels_name_their_path(bad):
 
 
 def test_traced_kernels_say_what_to_do():
-    with pytest.raises(TypeError, match="^k: it is being traced.*eval_shape"):
+    with pytest.raises(TypeError, match=r"^k: it is being traced.*eval_shape"):
         jax.jit(lambda k: factorize({"k": k}, [Rule("k", FixedRank(2))])["k"].u)(jnp.ones((4, 4)))
     weight = LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 4)))
-    with pytest.raises(TypeError, match="^k: it is being traced"):
+    with pytest.raises(TypeError, match=r"^k: it is being traced"):
         jax.jit(lambda w: refactorize({"k": w})["k"].u)(weight)
 
 
@@ -219,14 +219,14 @@ def test_a_table_serves_like_its_rules_and_is_checked():
     assert describe(again) == table
     # On shapes, too, where the rule itself could not be.
     assert describe(factorize(jax.eval_shape(lambda: params), table)) == table
-    with pytest.raises(ValueError, match="table names a, which is not in the tree; .*A"):
+    with pytest.raises(ValueError, match=r"table names a, which is not in the tree; .*A"):
         factorize({"A": params["a"]}, table)
     with pytest.raises(ValueError, match=r"a has shape \(4, 6\), the table says \(6, 4\)"):
         factorize({"a": params["a"].T}, table)
     # Factorized as the table says: left alone; otherwise refused.
     assert factorize(again, table)["a"] is again["a"]
     other = factorize(params, [Rule("a", FixedRank(1), depth=3)])
-    with pytest.raises(ValueError, match="a is factorized already.*refactorize"):
+    with pytest.raises(ValueError, match=r"a is factorized already.*refactorize"):
         factorize(other, table)
 
 
@@ -362,7 +362,7 @@ def test_refactorize_refuses(rules, text):
 
 def test_refactorize_refuses_what_is_not_finite():
     weight = LowRank(u=jnp.full((4, 2), jnp.nan), vt=jnp.ones((2, 4)))
-    with pytest.raises(ValueError, match="^k: 8 of 8 entries are not finite"):
+    with pytest.raises(ValueError, match=r"^k: 8 of 8 entries are not finite"):
         refactorize({"k": weight})
 
 

@@ -312,5 +312,5 @@ def test_born_factorized_refuses(make_init, error, text):
 
 def test_a_large_kernel_is_decomposed_in_a_jitted_init():
     init = initializers.factorized(LowRank, FixedRank(8))
-    weight = jax.jit(lambda key: init(key, (600, 700)))(KEY)
+    weight = jax.jit(lambda key: init(key, (300, 400)))(KEY)
     assert np.isfinite(np.asarray(weight.u)).all() and float(weight.squared_norm()) > 0

@@ -96,7 +96,7 @@ def test_a_kernel_that_is_not_a_matrix_needs_its_kind_or_axes():
         resolve(network(), [Rule("head/bias", FixedRank(1), in_axes=1)])
     with pytest.raises(ValueError, match="head/kernel: SpatialLowRank is for 2-D convolution"):
         resolve(network(), [Rule("head/kernel", FixedRank(1), SpatialLowRank)])
-    with pytest.raises(ValueError, match="head/kernel: .*must be at least 1"):
+    with pytest.raises(ValueError, match=r"head/kernel: .*must be at least 1"):
         resolve(network(), [Rule("head/kernel", FixedRank(1), in_axes=0)])
     with pytest.raises(ValueError, match=r"scale: .*shape \(\)"):
         resolve({"scale": 1.0}, [Rule("scale", FixedRank(1))])
@@ -109,7 +109,7 @@ def test_a_kernel_that_is_not_a_matrix_needs_its_kind_or_axes():
 
 @pytest.mark.parametrize("kernel", [np.ones((4, 4), np.int32), np.ones((4, 4), np.complex64)])
 def test_only_real_kernels_factorize(kernel):
-    with pytest.raises(ValueError, match="k: .*only real kernels"):
+    with pytest.raises(ValueError, match=r"k: .*only real kernels"):
         resolve({"k": kernel}, [Rule("k", FixedRank(1))])
 
 
@@ -160,7 +160,7 @@ def test_resolving_needs_values_only_where_a_rule_does():
     rules = [Rule(".*conv./kernel", ParamFraction(0.3), SpatialLowRank)]
     assert resolve(abstract, rules) == resolve(network(), rules)
     for rank in (Energy(0.9), StableRank()):
-        with pytest.raises(TypeError, match="head/kernel: .*needs the values"):
+        with pytest.raises(TypeError, match=r"head/kernel: .*needs the values"):
             resolve(abstract, [Rule("head/kernel", rank)])
 
 
@@ -181,7 +181,7 @@ def test_not_finite_and_traced_kernels_name_the_path():
     bad = {"a": {"k": jnp.ones((4, 4)).at[1, 2].set(jnp.nan)}}
     with pytest.raises(ValueError, match=r"^a/k: 1 of 16 entries are not finite$"):
         resolve(bad, [Rule("a/k", Energy(0.5))])
-    with pytest.raises(TypeError, match="^a/k: it is being traced"):
+    with pytest.raises(TypeError, match=r"^a/k: it is being traced"):
         jax.jit(lambda p: resolve(p, [Rule("a/k", Energy(0.5))]) and 1)(bad)
     # Rules that need shapes only work on tracers: planning inside eval_shape.
     jax.eval_shape(lambda p: resolve(p, [Rule("a/k", FixedRank(1))]).parameters, bad)

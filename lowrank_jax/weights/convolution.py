@@ -36,7 +36,7 @@ class ConvolutionWeight(TwoFactorWeight):
                 f"shape {tuple(shape)}; use LowRank for matrices"
             )
 
-    def conv_general_dilated(
+    def conv_general_dilated(  # type: ignore[override]
         self,
         x: jax.Array,
         window_strides: Sequence[int],

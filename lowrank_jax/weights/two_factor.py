@@ -201,14 +201,14 @@ def gram(factor: jax.Array, row: str, column: str) -> jax.Array:
         factor,
         factor,
         precision=lax.Precision.HIGHEST,
-        **_unsharded_rank(factor, batch),
+        out_sharding=_unsharded_rank(factor, batch),
     )
 
 
-def _unsharded_rank(factor: jax.Array, batch: int) -> dict[str, NamedSharding]:
+def _unsharded_rank(factor: jax.Array, batch: int) -> NamedSharding | None:
     """Under explicit sharding, a contraction over a sharded axis must be told its result's."""
     sharding = getattr(jax.typeof(factor), "sharding", None)
     if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return {}
+        return None
     spec = PartitionSpec(*sharding.spec[:batch], None, None)
-    return {"out_sharding": NamedSharding(sharding.mesh, spec)}
+    return NamedSharding(sharding.mesh, spec)

@@ -80,12 +80,15 @@ def test_gradient_is_autodiff_of_the_dense_norm_and_the_closed_form(
 ):
     factors = case.factors(seed=1, dtype=dtype)
     found = jax.jit(jax.grad(half_squared_norm))(case.kind(**factors, **dict(case.axes)))
-    exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), factors)
-    oracle = jax.jit(jax.grad(half_squared_dense))(case.kind(**exact, **dict(case.axes)))
-    for name, expected in closed_form(case, factors).items():
+    expected = closed_form(case, factors)
+    for name, value in expected.items():
         assert getattr(found, name).dtype == dtype
-        assert_close(getattr(oracle, name), expected, 1e-12)
-        assert_close(getattr(found, name), expected, tolerance)
+        assert_close(getattr(found, name), value, tolerance)
+    if dtype == np.float64:
+        weight = case.kind(**factors, **dict(case.axes))
+        oracle = jax.jit(jax.grad(half_squared_dense))(weight)
+        for name, value in expected.items():
+            assert_close(getattr(oracle, name), value, 1e-12)
 
 
 @some_cases
@@ -280,7 +283,7 @@ def test_a_new_kind_needs_only_dense():
     np.testing.assert_array_equal(weight.take(jnp.array([2])), dense[[2]])
     numbers = (((1,), (0,)), ((), ()))
     np.testing.assert_allclose(weight.dot_general(jnp.eye(3), numbers), dense)
-    with pytest.raises(ValueError, match="PlusDiagonal.*no factored form"):
+    with pytest.raises(ValueError, match=r"PlusDiagonal.*no factored form"):
         weight.dot_general(jnp.eye(3), numbers, compose=False)
     with pytest.raises(ValueError, match="cannot be made from a dense kernel"):
         PlusDiagonal.check((3, 3))

@@ -1,0 +1,80 @@
+"""`experiments.main` with a model small enough that a whole run takes a second of computing.
+
+    python tiny_main.py [--kill=MOMENT] --config=... --workdir=...
+
+Everything but the model is the real thing; `model.name=tiny` selects it. With `--kill=MOMENT` the
+process kills itself (SIGKILL) at a place that cannot be hit from outside: `commit`, when the second
+checkpoint is written and about to be renamed to its final name; `manifest`, when its state is
+written and its manifest is not; `config`, between the first and the second file of the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from experiments import command_line, main, models
+from lowrank_jax.linen import Conv, Dense
+
+
+class Tiny(nn.Module):
+    """Two strided convolutions, the second one factorized, around a batch norm."""
+
+    num_classes: int
+    depth: int = 20
+    width: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        x = nn.relu(Conv(4, (3, 3), strides=4, use_bias=False, name="stem")(x))
+        x = Conv(8, (3, 3), strides=2, use_bias=False, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        return Dense(self.num_classes, name="head")(x.mean((1, 2)))
+
+
+ENTRY = models.Entry(Tiny, r"conv/kernel")
+
+
+def _kill_at_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def _arm(moment: str) -> None:
+    if moment == "config":
+        from experiments import files
+
+        files.write_text = _kill_at_call(files.write_text, 2)
+    elif moment == "manifest":
+        from orbax.checkpoint import JsonCheckpointHandler
+
+        JsonCheckpointHandler.async_save = _kill_at_call(JsonCheckpointHandler.async_save, 2)
+    elif moment == "commit":
+        from orbax.checkpoint._src.path import atomicity
+
+        atomicity.AtomicRenameTemporaryPath.finalize = _kill_at_call(  # type: ignore[method-assign]
+            atomicity.AtomicRenameTemporaryPath.finalize, 6
+        )
+    else:
+        raise ValueError(moment)
+
+
+if __name__ == "__main__":
+    models.MODELS["tiny"] = ENTRY
+    if sys.argv[1:] and sys.argv[1].startswith("--kill="):
+        _arm(sys.argv.pop(1).partition("=")[2])
+    sys.exit(command_line.exit_code(lambda: main.run(sys.argv)))

@@ -1,0 +1,177 @@
+"""The README is run: every code block as Python, or command by command in a shortened form.
+
+A block in another language, or a command of an unknown form, is a failure: nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+NOT_RUN = {"bibtex"}
+"""Languages of blocks that are no code."""
+
+
+class Block(NamedTuple):
+    """A fenced block: the line it begins at, its language, its text."""
+
+    line: int
+    language: str
+    text: str
+
+
+def fenced_blocks(markdown: str) -> list[Block]:
+    found, opened, lines = [], None, []
+    for number, line in enumerate(markdown.splitlines(), start=1):
+        fence = re.fullmatch(r"\s*(?:```|~~~)(.*)", line)
+        if fence and opened is None:
+            opened, lines = (number, fence[1].strip()), []
+        elif fence and opened is not None:
+            assert not fence[1].strip(), f"README.md line {number}: a fence inside a fence"
+            found.append(Block(*opened, "\n".join(lines)))
+            opened = None
+        else:
+            lines.append(line)
+    assert opened is None, f"README.md line {opened}: this fence is never closed"
+    return found
+
+
+BLOCKS = fenced_blocks(README)
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+COMMANDS = [
+    line
+    for block in BLOCKS
+    if block.language == "bash"
+    for line in block.text.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+SET_UP = [command for command in COMMANDS if "pip install" in command]
+
+
+def test_every_block_is_of_a_known_language():
+    unknown = [block for block in BLOCKS if block.language not in {"python", "bash"} | NOT_RUN]
+    assert not unknown
+    # Blocks indented by four spaces would be code as well, and would escape.
+    outside = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"^(?:\t| {4,})\S", outside, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line{block.line}")
+def test_python(block: Block, monkeypatch: pytest.MonkeyPatch):
+    module = types.ModuleType(f"readme_line_{block.line}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # Dataclasses look themselves up.
+    code = "\n" * block.line + block.text  # Line numbers in tracebacks are the README's.
+    exec(compile(code, str(ROOT / "README.md"), "exec"), module.__dict__)
+
+
+def test_set_up_commands_are_those_that_ci_runs():
+    assert len(SET_UP) == 2, SET_UP
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in SET_UP:
+        assert command in ci, command
+        assert "--config=configs/quickstart.py" in command or command.endswith("-m pytest")
+
+
+class Shell:
+    """Runs the README's commands in a folder that looks like the repository, without a network."""
+
+    # What a command gets on top, so that it takes seconds: 500 images, one epoch, a small network.
+    SHORTENED = (
+        "--config.epochs=1",
+        "--config.validation=0.9",
+        "--config.model.depth=8",
+        "--config.eval_batch_size=250",
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("configs", "experiments", "lowrank_jax"):
+            (folder / name).symlink_to(ROOT / name)
+        nowhere = "http://127.0.0.1:9"  # The discard port, where nothing listens.
+        self.environment = {
+            **os.environ,
+            "LOWRANK_JAX_DATA_DIR": str(folder / "data"),
+            "TFDS_DATA_DIR": str(folder / "tfds"),
+            "JAX_PLATFORMS": "cpu",
+            **{name: nowhere for name in ("http_proxy", "https_proxy", "all_proxy")},
+            **{name: nowhere for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")},
+            **{name: "" for name in ("NO_PROXY", "no_proxy")},
+        }
+
+    def run(self, command: str, *further: str, code: int = 0) -> str:
+        """Runs one command, and returns what it printed (on stderr, if it is to fail)."""
+        words = shlex.split(command)
+        assert words[0] in ("python", ".venv/bin/python"), command
+        done = subprocess.run(
+            [sys.executable, *words[1:], *further],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stderr if code else done.stdout
+
+
+def test_commands(tmp_path: Path):
+    """In the order of the README, since later commands use the runs of earlier ones."""
+    shell = Shell(tmp_path)
+    for command in COMMANDS:
+        match shlex.split(command.rpartition("&& ")[2])[1:]:
+            case ["-m", "pytest"]:
+                assert command in SET_UP  # This is what is running; with installing, in .ci/run.
+            case ["-m", "experiments.main", "--config=configs/quickstart.py"]:
+                printed = shell.run(command.rpartition("&& ")[2], *Shell.SHORTENED)
+                assert "final test accuracy" in printed and "fashion_small" in printed
+                check_run_folder(tmp_path / "runs" / "quickstart-seed1")
+            case ["-m", "experiments.main", "--config=configs/cifar_resnet.py"]:
+                message = shell.run(command, code=2)
+                assert message.startswith("DataUnavailable: dataset 'cifar10' is not on this")
+                assert "What to do" in message and not (tmp_path / "runs" / "cifar_resnet").exists()
+            case ["-m", "experiments.describe", config, "--json"]:
+                assert config.startswith("--config=configs/cifar_resnet.py:")
+                found = json.loads(shell.run(command))
+                assert found["parameters"] == sum_of_parameters(found)
+            case ["-m", "experiments.describe", _]:
+                assert re.search(r"\d+ factorized kernels; parameters [\d,]+ of", shell.run(command))
+            case ["-m", "experiments.data", "status"]:
+                assert re.search(r"^fashion_small +embedded$", shell.run(command), re.MULTILINE)
+            case ["-m", "experiments.data", "fetch", name]:
+                message = shell.run(command, code=2)
+                assert message.startswith(f"DataUnavailable: dataset '{name}'")
+            case ["-m", "experiments.evaluate", folder]:
+                assert "they agree" in shell.run(command)
+                assert (tmp_path / folder / "evaluation.json").is_file()
+            case ["-m", "experiments.report", "runs", "--out=report"]:
+                assert "fashion_small, test accuracy" in shell.run(command)
+                assert (tmp_path / "report" / "report.md").is_file()
+            case _:
+                pytest.fail(f"the README has a command that this test cannot run: {command}")
+
+
+def sum_of_parameters(described: dict) -> int:
+    saved = sum(row["dense_parameters"] - row["parameters"] for row in described["rows"])
+    return described["dense_parameters"] - saved
+
+
+def check_run_folder(folder: Path) -> None:
+    """A finished run has what the README's table says, and nothing else."""
+    section = README.partition("### What a run writes")[2].partition("\n###")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    documented = set(re.findall(r"`([^`]+)`", "".join(row.split(" | ")[0] for row in rows)))
+    written = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
+    assert written == documented - {"evaluation.json"}  # Which `evaluate` writes.
