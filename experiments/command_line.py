@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -46,7 +47,8 @@ def read_config(
         raise RunError(f"unexpected argument {left[1]!r}. {usage}")
     if found is None:
         raise RunError(f"no config given. {usage}")
-    name, _, argument = values["config"].config_filename.partition(":")
+    flag: Any = values["config"]
+    name, _, argument = flag.config_filename.partition(":")
     if not isinstance(found, ConfigDict):
         raise RunError(f"{name}: get_config returned a {type(found).__name__}, not a ConfigDict")
     return found, argument

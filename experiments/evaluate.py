@@ -66,7 +66,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     count = len(task.splits["test"][1])
     largest = float(np.max(np.abs(factored["logits"])))
     apart = float(np.max(np.abs(np.asarray(factored["logits"]) - np.asarray(merged["logits"]))))
-    found = {
+    found: dict[str, Any] = {
         "split": "test",
         "examples": count,
         "factored": _numbers(factored, count, state.params),

@@ -29,13 +29,13 @@ class TrainState:
     """Everything that training changes.
 
     Attributes:
-      step: optimizer steps done.
+      step: optimizer steps done, a scalar.
       params: the parameters, factorized where the table says so.
       model_state: the model's other variables (batch statistics).
       opt_state: of the optimizer.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     model_state: Any
     opt_state: Any

@@ -110,8 +110,8 @@ def refactorize(
     """Gives factorized weights new ranks, or balances their factors, without forming a kernel.
 
     The product is the best approximation of the old one at the new rank (the same product, where
-    the rank does not shrink); afterwards ``uᵀu = vt vtᵀ`` is diagonal and ``m``, where there is one, is
-    the identity. Optimizer moments belong to the old factors: see
+    the rank does not shrink); afterwards ``uᵀu = vt vtᵀ`` is diagonal and ``m``, if there is one,
+    is the identity. Optimizer moments belong to the old factors: see
     :func:`lowrank_jax.restructure.carry`.
 
     Args:

@@ -38,7 +38,7 @@ def path_string(key_path: tuple[Any, ...]) -> str:
 
 def is_boxed(x: Any) -> bool:
     """Whether ``x`` is a partition box."""
-    return all(hasattr(x, name) for name in ("value", "replace_boxed", "names"))
+    return all(hasattr(x, name) for name in ("replace_boxed", "names", "value"))
 
 
 def is_kernel(x: Any) -> bool:

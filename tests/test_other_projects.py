@@ -71,6 +71,11 @@ def same_training(
     return found
 
 
+def value_of(variable: nnx.Variable) -> Any:
+    # get_value came with flax 0.12, which deprecates value.
+    return variable.get_value() if hasattr(nnx.Variable, "get_value") else variable.value
+
+
 def normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
@@ -116,8 +121,8 @@ class Factorized(nnx.Module):
         self.bias = nnx.Param(jnp.ones(5))
 
     def __call__(self, x: Any) -> Any:
-        kernel = self.kernel.get_value()
-        return dot_general(x, kernel, (((1,), (0,)), ((), ()))) + self.bias.get_value()
+        kernel = value_of(self.kernel)
+        return dot_general(x, kernel, (((1,), (0,)), ((), ()))) + value_of(self.bias)
 
 
 def test_nnx_layers_as_a_product() -> None:
@@ -127,7 +132,7 @@ def test_nnx_layers_as_a_product() -> None:
 
     def kernel(params: Any) -> Any:
         model = nnx.merge(graph, params)
-        return model.down.kernel.get_value() @ model.up.kernel.get_value()
+        return value_of(model.down.kernel) @ value_of(model.up.kernel)
 
     found = same_training(
         frobenius_decay(COEFFICIENT, products=products),
@@ -149,8 +154,8 @@ def test_nnx_variable_that_holds_a_weight() -> None:
 
     def everything(params: Any) -> list[Any]:
         model = nnx.merge(graph, params)
-        weight = model.kernel.get_value()
-        return [weight.u @ weight.vt, model.bias.get_value()]
+        weight = value_of(model.kernel)
+        return [weight.u @ weight.vt, value_of(model.bias)]
 
     def loss(params: Any) -> Any:
         return jnp.mean(nnx.merge(graph, params)(x) ** 2)
@@ -161,13 +166,13 @@ def test_nnx_variable_that_holds_a_weight() -> None:
 def test_nnx_optimizer() -> None:
     """nnx's own optimizer class drives the transform."""
     x, model = normal(0, 16, 6), Factorized()
-    start = model.kernel.get_value()
+    start = value_of(model.kernel)
     tx = optax.chain(frobenius_decay(COEFFICIENT), optax.sgd(RATE))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     gradient = nnx.grad(lambda model: 0.0 * jnp.mean(model(x)))(model)
     optimizer.update(model, gradient)
     moved = start.u - RATE * COEFFICIENT * start.u @ (start.vt @ start.vt.T)
-    np.testing.assert_allclose(model.kernel.get_value().u, moved, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(value_of(model.kernel).u, moved, rtol=1e-5, atol=1e-6)
 
 
 class Net(eqx.Module):

@@ -46,7 +46,7 @@ class Network:
 
     model: nn.Module
 
-    def init(self, key: jax.Array) -> dict[str, Any]:
+    def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""
         return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
 
@@ -54,7 +54,7 @@ class Network:
         """The shape of the model's input."""
         return jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
 
-    def apply(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+    def apply(self, params: Any, model_state: Any, images: jax.Array) -> Any:
         """Logits in evaluation mode."""
         return self.model.apply({"params": params, **model_state}, images, False)
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +175,8 @@ class FactorizedWeight(abc.ABC):
         raise ValueError(f"{cls.__name__} cannot be made from a dense kernel")
 
 
-def register_weight(*, static: tuple[str, ...] = ()) -> Any:
+@dataclass_transform(frozen_default=True, eq_default=False)
+def register_weight(*, static: tuple[str, ...] = ()) -> Callable[[Kind], Kind]:
     """Class decorator: a frozen dataclass, registered with JAX; ``static`` fields are no leaves."""
 
     def decorate(cls: Kind) -> Kind:
@@ -208,7 +209,7 @@ def kinds() -> Mapping[str, type[FactorizedWeight]]:
                 yield subclass
             yield from walk(subclass)
 
-    return {kind.__name__: kind for kind in walk(FactorizedWeight)}
+    return {kind.__name__: kind for kind in walk(FactorizedWeight)}  # type: ignore[type-abstract]
 
 
 def refuse_factored(weight: FactorizedWeight, compose: bool | None, operation: str) -> None:

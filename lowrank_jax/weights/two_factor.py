@@ -117,6 +117,8 @@ class TwoFactorWeight(FactorizedWeight):
         right = gram(self.vt, geometry.labels(geometry.vt, "r"), geometry.labels(geometry.vt, "s"))
         if self.m is not None:
             m = self.m.astype(left.dtype)
+            sharding = _unsharded_rank(m, self.batch_ndim)
+            m = m if sharding is None else jax.sharding.reshard(m, sharding)
             left = jnp.einsum(
                 "...pr,...pq,...qs->...rs", m, left, m, precision=lax.Precision.HIGHEST
             )

@@ -3,8 +3,8 @@
     python tiny_main.py [--kill=MOMENT] --config=... --workdir=...
 
 Everything but the model is the real thing; `model.name=tiny` selects it. With `--kill=MOMENT` the
-process kills itself (SIGKILL) at a place that cannot be hit from outside: `commit`, when the second
-checkpoint is written and about to be renamed to its final name; `manifest`, when its state is
+process kills itself (SIGKILL) at a place that cannot be hit from outside: `commit`, when the
+checkpoint of step 5 is written and about to be renamed to its final name; `manifest`, when its state is
 written and its manifest is not; `config`, between the first and the second file of the run folder.
 """
 
@@ -64,11 +64,14 @@ def _arm(moment: str) -> None:
 
         JsonCheckpointHandler.async_save = _kill_at_call(JsonCheckpointHandler.async_save, 2)
     elif moment == "commit":
-        from orbax.checkpoint._src.path import atomicity
+        rename = os.rename
 
-        atomicity.AtomicRenameTemporaryPath.finalize = _kill_at_call(  # type: ignore[method-assign]
-            atomicity.AtomicRenameTemporaryPath.finalize, 6
-        )
+        def rename_or_die(source: str, target: str, **options: Any) -> None:
+            if os.path.basename(target) == "5":
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target, **options)
+
+        os.rename = rename_or_die
     else:
         raise ValueError(moment)
 

@@ -242,8 +242,12 @@ def test_a_mask_of_the_dense_tree_is_a_valid_prefix():
 
 def test_no_silent_conversion_to_an_array():
     weight = LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 3)))
-    for convert in (np.asarray, np.array, jnp.asarray, jnp.array, np.sum):
-        with pytest.raises(TypeError, match="is a factorized weight, not an array"):
+    message = "is a factorized weight, not an array"
+    for convert in (np.asarray, np.array, np.sum):
+        with pytest.raises(TypeError, match=message):
+            convert(weight)
+    for convert in (jnp.asarray, jnp.array):  # Older JAX complains of the missing m first.
+        with pytest.raises((TypeError, ValueError), match=f"{message}|None is not a valid value"):
             convert(weight)
     with pytest.raises(TypeError):
         jnp.ones((2, 4)) @ weight
