@@ -2,8 +2,9 @@
 
 Orbax restores factors of one kind into another kind without a word when their shapes agree. So
 beside the state lies a manifest with the factorization table, the config, the fingerprint of the
-data, and a digest of the state's bytes; all are compared before a run continues. A step folder
-appears in one rename, state and manifest together, so a kill leaves the previous checkpoint.
+data, and a digest of the state's bytes; all are compared before a run continues. The manifest has
+a checksum of its own. A step folder appears in one rename, state and manifest together, so a kill
+leaves the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from experiments import arguments, files, run_folder
 from experiments.errors import RunError
 
 FOLDER = "checkpoints"
+CHECKSUM = "checksum"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
         self._folder = folder.resolve() / FOLDER
-        # Orbax reports routine work as warnings; what matters here arrives as an exception.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs much and at high levels; what matters here arrives as an exception.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
@@ -97,15 +100,15 @@ class Checkpoints:
         Raises:
           RunError: it cannot be written; older checkpoints stay.
         """
-        manifest = Manifest(
-            step, config.to_dict(), table.to_json(), fingerprint, progress, digest(state)
+        manifest = dataclasses.asdict(
+            Manifest(step, config.to_dict(), table.to_json(), fingerprint, progress, digest(state))
         )
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    manifest=ocp.args.JsonSave(dataclasses.asdict(manifest)),
+                    manifest=ocp.args.JsonSave(manifest | {CHECKSUM: _checksum(manifest)}),
                 ),
             )
             self._manager.wait_until_finished()
@@ -134,7 +137,10 @@ class Checkpoints:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
             )
-            manifest = Manifest(**saved["manifest"])
+            fields = dict(saved["manifest"])
+            if fields.pop(CHECKSUM) != _checksum(fields):
+                raise ValueError("its checksum does not match")
+            manifest = Manifest(**fields)
             saved_table = lrj.Table.from_json(manifest.table)
         except Exception as error:
             raise RunError(
@@ -186,6 +192,10 @@ def digest(state: Any) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _short(error: Exception) -> str:

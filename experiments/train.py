@@ -345,17 +345,22 @@ def _write_diagnostics(
     scalars: dict[str, float] | None = None,
 ) -> None:
     """One record with the measures of every kernel that is factorized (or would be)."""
-    table = (
-        plan.table
-        if plan.table.rows
-        else lrj.resolve(state.params, recipe.comparison_rules(config))
-    )
+    try:
+        table = (
+            plan.table
+            if plan.table.rows
+            else lrj.resolve(state.params, recipe.comparison_rules(config))
+        )
+        diagnostics = lrj.diagnostics.report(state.params, table)
+        values = lrj.diagnostics.spectrum(state.params, table) if spectra else None
+    except ValueError as error:  # A kernel with NaN in it, or a rule that fits nothing.
+        raise RunError(str(error)) from error
     metrics.write(
         step,
         epoch,
         scalars if scalars is not None else {"learning_rate": float(plan.schedule(step))},
-        diagnostics=lrj.diagnostics.report(state.params, table),
-        spectra=lrj.diagnostics.spectrum(state.params, table) if spectra else None,
+        diagnostics=diagnostics,
+        spectra=values,
     )
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from lowrank_jax.rules import Rule, resolve
 
+_SMALLEST_SCALE = 1e-9
+
 
 def target_ratio(params: Any, make_rules: Callable[[float], Sequence[Rule]], ratio: float) -> float:
     """The rank scale at which the whole tree has about ``ratio`` of its dense parameters.
@@ -24,7 +26,7 @@ def target_ratio(params: Any, make_rules: Callable[[float], Sequence[Rule]], rat
       ratio: the wanted share of all parameters.
 
     Raises:
-      ValueError: the ratio is not between 0 and 1.
+      ValueError: the ratio is not between 0 and 1, or no scale up to 1 reaches it.
       TypeError: a rule needs values and the tree has none.
 
     Source: the public code of Khodak et al., ICLR 2021 (compression experiments).
@@ -38,9 +40,19 @@ def target_ratio(params: Any, make_rules: Callable[[float], Sequence[Rule]], rat
     if not 0 < ratio < 1:
         raise ValueError(f"ratio={ratio}: expected a share of the parameters between 0 and 1")
 
+    def share(scale: float) -> float:
+        return resolve(params, make_rules(scale)).ratio
+
+    least, most = share(_SMALLEST_SCALE), share(1.0)
+    if not least <= ratio <= most:
+        raise ValueError(
+            f"ratio={ratio} cannot be reached: these rules give between {least:.4g} (every rank at "
+            f"its smallest) and {most:.4g} (scale 1) of the dense parameters"
+        )
+
     def search(low: float, high: float) -> tuple[float, float]:
         middle = (low + high) / 2
-        found = resolve(params, make_rules(middle)).ratio
+        found = share(middle)
         if high - low < 1e-6 or abs(found - ratio) < 1e-6:
             return middle, found
         deeper = search(middle, high) if found < ratio else search(low, middle)

@@ -2,8 +2,9 @@
 
 Everything is addressed by path, so a leaf of the updates, which may be missing (``None``) where it
 is frozen, finds the gradient that belongs to it. Optax hides what a mask excludes behind
-``MaskedNode``, and Equinox what a filter excludes behind ``None``: a weight or product that is hidden
-whole is left out, one that is hidden by half is an error, because a product decays as a whole.
+``MaskedNode``, and Equinox what a filter excludes behind ``None``: a weight or product that is
+hidden whole is left out, one that is hidden by half is an error, because a product decays as a
+whole.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lowrank_jax.products import Product, refuse_duplicates
-from lowrank_jax.tree import Components, components, near_misses, unbox
+from lowrank_jax.tree import Components, components, near_misses, path_string, unbox
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
 Mask = Any
@@ -81,6 +83,12 @@ class Terms:
             )
             if whole and u is not None and vt is not None:
                 product.check(jnp.shape(arrays[u]), jnp.shape(arrays[vt]))
+                for place in (u, vt):
+                    if not _floats(arrays[place]):
+                        raise ValueError(
+                            f"a product names {'/'.join(place)}, whose dtype "
+                            f"{arrays[place].dtype} has no gradient"
+                        )
                 leaves |= {u: arrays[u], vt: arrays[vt]}
                 norms.append(_product_norm(product, u, vt))
         return cls(
@@ -144,8 +152,14 @@ def _decayed(params: Any, mask: Mask | None) -> Callable[[Components], bool]:
         mask = mask(params)
     spread = jax.tree.map(lambda m, subtree: jax.tree.map(lambda _: m, subtree), mask, params)
     flags = jax.tree_util.tree_leaves_with_path(spread)
-    by_path = {components(path): bool(flag) for path, flag in flags}
+    by_path = {components(path): _flag(path, flag) for path, flag in flags}
     return lambda path: by_path[path]
+
+
+def _flag(path: Any, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"the mask at {path_string(path)} is {value!r}, not True or False")
+    return bool(value)
 
 
 def _visibility(weight: FactorizedWeight) -> list[bool]:

@@ -22,6 +22,7 @@ import numpy as np
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
 from lowrank_jax.initializers import Initializer, require_initializer, spectral
+from lowrank_jax.placement import place_like, place_like_factors
 from lowrank_jax.rules import (
     Row,
     Rule,
@@ -54,7 +55,8 @@ def factorize(
       key: ``jax.random`` key for initializers that draw; each kernel's own key depends on its path.
 
     Returns:
-      The tree with factorized weights in the dtype of the kernels they replace.
+      The tree with factorized weights in the dtype of the kernels they replace, and sharded like
+      them: each factor axis like the dense axis it comes from, the rank axes not at all.
 
     Raises:
       ValueError: as :func:`lowrank_jax.resolve`; or a kernel holds anything that is not finite, or
@@ -74,11 +76,13 @@ def factorize(
         if row is None or is_factorized(kernel):
             return kernel
         if is_abstract(kernel):
-            return row.kind.template(kernel.shape, kernel.dtype, row.rank, row.depth, **row.axes)
+            planned = row.kind.template(kernel.shape, kernel.dtype, row.rank, row.depth, **row.axes)
+            return place_like(kernel, planned)
         path_key = None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode()))
         with named(path):
             require_values(kernel)
-            return row.kind.initialize(kernel, row.rank, row.depth, init, path_key, **row.axes)
+            weight = row.kind.initialize(kernel, row.rank, row.depth, init, path_key, **row.axes)
+        return place_like(kernel, weight)
 
     return map_kernels(visit, params)
 
@@ -133,6 +137,7 @@ def refactorize(
     >>> refactorize(params, [Rule("kernel", FixedRank(2))])["kernel"].u.shape
     (4, 2)
     """
+    svd.require_overcomplete(overcomplete)
     ranks = {} if rules is None else _new_ranks(params, rules)
 
     def visit(path: str, weight: Any) -> Any:
@@ -140,10 +145,12 @@ def refactorize(
             return weight
         rank = ranks.get(path, weight.rank)
         if is_abstract(weight):
-            return weight.template(weight.shape, weight.dtype, rank, weight.depth, **weight.axes)
-        with named(path):
-            require_values(weight)
-            return _balanced(weight, rank, overcomplete, path)
+            new = weight.template(weight.shape, weight.dtype, rank, weight.depth, **weight.axes)
+        else:
+            with named(path):
+                require_values(weight)
+                new = _balanced(weight, rank, overcomplete, path)
+        return place_like_factors(weight, new)
 
     return map_kernels(visit, params)
 
@@ -190,7 +197,8 @@ def _balanced(
         )
     m = None if weight.m is None else np.broadcast_to(np.eye(rank), (*batch, rank, rank))
     result = weight.from_matrices(left, right, m, weight.shape, **weight.axes)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, weight.dtype), result)
+    dtype = jax.dtypes.canonicalize_dtype(weight.dtype)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), result)
 
 
 def _table(params: Any, rules_or_table: Sequence[Rule] | Table) -> Table:

@@ -49,6 +49,10 @@ class Initializer(abc.ABC):
 
     middle_noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.middle_noise < 0:
+            raise ValueError(f"middle_noise={self.middle_noise}: expected 0 or a positive number")
+
     def __call__(self, matrix: Any, fans: Fans, rank: int, depth: int, key: Any) -> Matrices:
         """Factor matrices of a kernel, in float32 or better.
 
@@ -219,7 +223,7 @@ def spectral(
     >>> bool(np.allclose(u @ vt, np.diag([4.0, 0.0])))
     True
     """
-    _check(overcomplete, svd.Overcomplete, "overcomplete")
+    svd.require_overcomplete(overcomplete)
     _check(method, svd.Method, "method")
     return Spectral(middle_noise, overcomplete, method)
 
@@ -238,7 +242,7 @@ def spectral_ones(
     >>> float(round(np.linalg.norm(u @ vt), 5))
     5.0
     """
-    _check(overcomplete, svd.Overcomplete, "overcomplete")
+    svd.require_overcomplete(overcomplete)
     _check(method, svd.Method, "method")
     return Spectral(middle_noise, overcomplete, method, equal=True)
 
@@ -272,6 +276,8 @@ def regular(
     ((64, 8), (8, 64), (8, 8))
     """
     _check(fan, Fan, "fan")
+    if not scale > 0:
+        raise ValueError(f"scale={scale}: expected a positive number")
     _check(mode, Mode, "mode")
     _check(distribution, Distribution, "distribution")
     return Regular(middle_noise, distribution, fan, mode, scale)

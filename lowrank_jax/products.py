@@ -44,6 +44,7 @@ class Product:
 
     u: str
     vt: str
+    _: dataclasses.KW_ONLY
     dimension_numbers: Any = (((-1,), (0,)), ((), ()))
     scale: float = 1.0
 

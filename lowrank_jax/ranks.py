@@ -61,8 +61,7 @@ class RankScale(RankRule):
     scale: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"RankScale({self.scale}): the scale must be a positive number")
+        _require_positive(self, self.scale)
 
     def rank(self, kind, shape, axes, depth, spectrum):
         return kind.rank_from_scale(self.scale, shape, **axes)
@@ -100,8 +99,7 @@ class ParamFraction(RankRule):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fraction) and self.fraction > 0):
-            raise ValueError(f"ParamFraction({self.fraction}): must be a positive number")
+        _require_positive(self, self.fraction)
 
     def rank(self, kind, shape, axes, depth, spectrum):
         budget = self.fraction * math.prod(shape)
@@ -121,11 +119,16 @@ class Energy(RankRule):
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        _require_positive(self, self.share)
+        if self.share > 1:
             raise ValueError(f"Energy({self.share}): the share must be in (0, 1]")
 
     def rank(self, kind, shape, axes, depth, spectrum):
-        energy = np.cumsum(np.square(_values(self, spectrum).astype(np.float64)), axis=-1)
+        values = _values(self, spectrum)
+        # What the decomposition's rounding leaves of a zero is no energy.
+        noise = values.shape[-1] * np.finfo(values.dtype).eps * values[..., :1]
+        values = np.where(values > noise, values, 0.0).astype(np.float64)
+        energy = np.cumsum(np.square(values), axis=-1)
         # The last partial sum is the whole, exactly: a share of 1 keeps all that is not zero.
         reached = energy >= self.share * energy[..., -1:]
         return int(np.max(np.argmax(reached, axis=-1))) + 1
@@ -142,8 +145,7 @@ class StableRank(RankRule):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"StableRank({self.scale}): the scale must be a positive number")
+        _require_positive(self, self.scale)
 
     def rank(self, kind, shape, axes, depth, spectrum):
         values = np.square(_values(self, spectrum).astype(np.float64))
@@ -151,6 +153,14 @@ class StableRank(RankRule):
         stable = np.where(top > 0, values.sum(-1) / np.where(top > 0, top, 1.0), 1.0)
         ranks = np.clip(np.ceil(self.scale * stable - 1e-9), 1, values.shape[-1])
         return int(np.max(ranks))
+
+
+def _require_positive(rule: RankRule, value: Any) -> None:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number:
+        raise TypeError(f"{rule}: expected a number, found {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{rule}: expected a positive number")
 
 
 def _values(rule: RankRule, spectrum: Spectrum | None) -> np.ndarray:

@@ -57,12 +57,20 @@ class Rule:
         depth: int = 2,
         **axes: int,
     ):
+        if not isinstance(pattern, str):
+            raise TypeError(f"Rule({pattern!r}, …): the pattern must be a string")
         if rank is not None:
             require_rank_rule(rank)
         if depth not in (2, 3):
             raise ValueError(f"Rule({pattern!r}): depth={depth!r}, expected 2 or 3 factors")
-        if not (isinstance(kind, type) and issubclass(kind, FactorizedWeight)):
-            raise TypeError(f"Rule({pattern!r}): kind={kind!r} is not a kind of weight")
+        if kind not in kinds().values():
+            raise TypeError(
+                f"Rule({pattern!r}): kind={kind!r} is not a kind of weight; known are "
+                f"{', '.join(sorted(kinds()))}"
+            )
+        for name, count in axes.items():
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise TypeError(f"Rule({pattern!r}): {name}={count!r} is not a whole number")
         unknown = sorted(set(axes) - set(kind.static_fields))
         if unknown:
             has = ", ".join(kind.static_fields) or "none"
@@ -143,6 +151,8 @@ class Row:
             "rank": self.rank,
             "depth": self.depth,
             "parameters": self.parameters,
+            "dense_parameters": self.dense_parameters,
+            "break_even_rank": self.break_even_rank,
         }
 
 
@@ -233,7 +243,7 @@ class Table:
             raise ValueError(f"not a factorization table: {error!r}") from error
 
     def __str__(self) -> str:
-        header = ("kernel", "kind", "shape", "rank", "factors", "parameters", "of dense")
+        header = ("kernel", "kind", "shape", "rank", "factors", "dense", "parameters", "of dense")
         body = [
             (
                 row.path,
@@ -241,6 +251,7 @@ class Table:
                 "x".join(map(str, row.shape)),
                 f"{row.rank}{'*' if row.parameters >= row.dense_parameters else ''}",
                 str(row.depth),
+                f"{row.dense_parameters:,}",
                 f"{row.parameters:,}",
                 f"{row.parameters / row.dense_parameters:.1%}",
             )
@@ -397,12 +408,6 @@ def named(path: str) -> Iterator[None]:
         raise plain(f"{path}: {error}") from error
 
 
-def check_values(path: str, kernel: Any) -> None:
-    """:func:`require_values`, with the path in the error."""
-    with named(path):
-        require_values(kernel)
-
-
 def require_values(kernel: Any) -> None:
     """Raises unless the values of a kernel or weight are there to be read, and all finite.
 
@@ -413,8 +418,9 @@ def require_values(kernel: Any) -> None:
     for leaf in jax.tree.leaves(kernel):
         if isinstance(leaf, jax.core.Tracer):
             raise TypeError(
-                "it is being traced (inside jit, grad or vmap): factorize outside, or plan "
-                "with jax.eval_shape; layers born factorized use initializers.factorized"
+                "its values are being traced (inside jit, grad, vmap or eval_shape) and cannot be "
+                "read: call this outside; to plan, pass the result of jax.eval_shape; layers born "
+                "factorized use initializers.factorized"
             )
         values = svd.working_precision(leaf)
         bad = values.size - np.count_nonzero(np.isfinite(values))

@@ -13,7 +13,7 @@ form).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import scipy.linalg
@@ -23,6 +23,14 @@ Method = Literal["exact", "randomized"]
 
 _OVERSAMPLING = 10
 _POWER_ITERATIONS = 2
+
+
+def require_overcomplete(overcomplete: str) -> None:
+    """Raises ValueError unless it is a known way of filling directions past the kernel's rank."""
+    if overcomplete not in get_args(Overcomplete):
+        raise ValueError(
+            f"overcomplete={overcomplete!r}: expected one of {', '.join(get_args(Overcomplete))}"
+        )
 
 
 def working_precision(matrix: np.ndarray) -> np.ndarray:

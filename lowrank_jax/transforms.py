@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lowrank_jax.decay_terms import Mask, Terms
@@ -48,7 +49,9 @@ def frobenius_decay(
       weight_decay: the coefficient, or a schedule of it (a function of the number of updates).
       products: pairs of ordinary leaves to be decayed as products.
       mask: a tree of booleans (a prefix of the parameters will do, so one made for the dense model
-        stays valid), or a function of the parameters that makes one; ``False`` excludes.
+        stays valid), or a function of the parameters that makes one; ``False`` excludes. Under
+        ``optax.inject_hyperparams`` name it in ``static_args``: optax takes a callable for a
+        schedule otherwise.
 
     Raises:
       ValueError: at ``init``, if nothing in the tree is factorized; if a product names a leaf that
@@ -106,12 +109,21 @@ def frobenius_penalty(params: Any, products: Sequence[Product] = ()) -> jax.Arra
     return terms.penalty(terms.leaves)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number | np.ndarray | jax.Array)
+
+
 def _decay(
     frobenius: Coefficient,
     plain: Coefficient | None,
     products: Sequence[Product],
     mask: Mask | None,
 ) -> optax.GradientTransformation:
+    for name, value in (("frobenius_decay", frobenius), ("weight_decay", plain)):
+        if not (value is None or callable(value) or _is_number(value)):
+            raise TypeError(f"{name}={value!r}: expected a number or a schedule")
+    if isinstance(products, Product) or not all(isinstance(p, Product) for p in products):
+        raise TypeError(f"products={products!r}: expected a sequence of Product")
     products = tuple(products)
     scheduled = callable(frobenius) or callable(plain)
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowrank_jax.placement import follow
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
 Components = tuple[str, ...]
@@ -98,9 +99,7 @@ def _rebox(original: Any, result: Any) -> Any:
         return dataclasses.replace(box, value=result, names=names)
 
     def boxed(name: str, factor: Any) -> Any:
-        sources = result.factor_axes[name]
-        mine = tuple(names[s] if isinstance(s, int) else None for s in sources)
-        return dataclasses.replace(box, value=factor, names=mine)
+        return dataclasses.replace(box, value=factor, names=follow(result, name, names))
 
     return result.replace(**{name: boxed(name, factor) for name, factor in result.children()})
 

@@ -210,7 +210,7 @@ def test_misuse_is_named():
     bad = good.replace(u=np.array([[1.0], [np.nan], [np.inf]]))
     with pytest.raises(ValueError, match=r"^block/kernel: 2 of 3 entries are not finite"):
         diagnostics.report({"block": {"kernel": bad}})
-    with pytest.raises(TypeError, match=r"^kernel: it is being traced"):
+    with pytest.raises(TypeError, match=r"^kernel: its values are being traced"):
         jax.jit(diagnostics.nuclear_norm)({"kernel": jax.tree.map(jnp.asarray, good)})
     with pytest.raises(TypeError, match=r"^kernel: only its shape is known"):
         diagnostics.spectrum(jax.eval_shape(lambda: {"kernel": good}))

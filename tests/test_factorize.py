@@ -183,10 +183,10 @@ def test_not_finite_kernels_name_their_path(bad):
 
 
 def test_traced_kernels_say_what_to_do():
-    with pytest.raises(TypeError, match=r"^k: it is being traced.*eval_shape"):
+    with pytest.raises(TypeError, match=r"^k: its values are being traced.*eval_shape"):
         jax.jit(lambda k: factorize({"k": k}, [Rule("k", FixedRank(2))])["k"].u)(jnp.ones((4, 4)))
     weight = LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 4)))
-    with pytest.raises(TypeError, match=r"^k: it is being traced"):
+    with pytest.raises(TypeError, match=r"^k: its values are being traced"):
         jax.jit(lambda w: refactorize({"k": w})["k"].u)(weight)
 
 

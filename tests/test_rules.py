@@ -181,7 +181,7 @@ def test_not_finite_and_traced_kernels_name_the_path():
     bad = {"a": {"k": jnp.ones((4, 4)).at[1, 2].set(jnp.nan)}}
     with pytest.raises(ValueError, match=r"^a/k: 1 of 16 entries are not finite$"):
         resolve(bad, [Rule("a/k", Energy(0.5))])
-    with pytest.raises(TypeError, match=r"^a/k: it is being traced"):
+    with pytest.raises(TypeError, match=r"^a/k: its values are being traced"):
         jax.jit(lambda p: resolve(p, [Rule("a/k", Energy(0.5))]) and 1)(bad)
     # Rules that need shapes only work on tracers: planning inside eval_shape.
     jax.eval_shape(lambda p: resolve(p, [Rule("a/k", FixedRank(1))]).parameters, bad)

@@ -15,6 +15,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from lowrank_jax.placement import follow
 from lowrank_jax.weights import FactorizedWeight
 
 
@@ -22,8 +23,7 @@ def box_factors(kernel_init: Callable[..., Any]) -> Callable[..., Any]:
     """The initializer with partition boxes around a weight moved into it.
 
     Raises:
-      ValueError: the box is of a type that does not name axes, or the kind of weight does not say
-        where its axes come from.
+      ValueError: the box is of a type that does not name axes.
     """
 
     def initialize(*args: Any, **kwargs: Any) -> Any:
@@ -40,15 +40,9 @@ def _move_inside(box: nn.meta.AxisMetadata[Any]) -> FactorizedWeight:
             "or a subclass of it, whose axis names can be handed to the factors"
         )
     weight = box.value
-    if not hasattr(weight, "factor_axes"):
-        raise ValueError(
-            f"{type(weight).__name__} does not say which dense axis each factor axis comes from; "
-            "leave out the partitioning or box its leaves yourself"
-        )
-    factors = {}
-    for name, factor in weight.children():
-        names = (
-            box.names[axis] if isinstance(axis, int) else None for axis in weight.factor_axes[name]
-        )
-        factors[name] = box.replace(value=factor, names=tuple(names))
-    return weight.replace(**factors)
+    return weight.replace(
+        **{
+            name: box.replace(value=factor, names=follow(weight, name, box.names))
+            for name, factor in weight.children()
+        }
+    )

@@ -61,7 +61,7 @@ class FactorizedWeight(abc.ABC):
         compose: bool | None = None,
     ) -> jax.Array:
         """``lax.dot_general(x, dense(), ...)``. A kind without a factored form composes."""
-        refuse_factored(self, compose, "a contraction")
+        refuse_factored(self, compose, "contraction")
         return lax.dot_general(
             x,
             self.dense(precision=precision),
@@ -74,7 +74,7 @@ class FactorizedWeight(abc.ABC):
         self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any
     ) -> jax.Array:
         """``lax.conv_general_dilated(x, dense(), ...)``; composes, as ``dot_general`` does."""
-        refuse_factored(self, compose, "a convolution")
+        refuse_factored(self, compose, "convolution")
         dense = self.dense(precision=kwargs.get("precision"))
         return lax.conv_general_dilated(x, dense, *args, **kwargs)
 
@@ -130,6 +130,23 @@ class FactorizedWeight(abc.ABC):
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
+    def __repr__(self) -> str:
+        """The factors by dtype and shape: ``LowRank(u=float32[4,2], vt=float32[2,3])``."""
+
+        def short(value: Any) -> str:
+            if hasattr(value, "shape") and hasattr(value, "dtype"):
+                return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+            return repr(value)
+
+        fields = [f"{name}={short(value)}" for name, value in self.children()]
+        fields += [f"{name}={value}" for name, value in self.axes.items() if value != 1]
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+    def __matmul__(self, other: Any) -> NoReturn:
+        self.__array__()
+
+    __rmatmul__ = __matmul__
+
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(
             f"{type(self).__name__} is a factorized weight, not an array: call .dense() for the "
@@ -182,7 +199,7 @@ def register_weight(*, static: tuple[str, ...] = ()) -> Callable[[Kind], Kind]:
     def decorate(cls: Kind) -> Kind:
         cls.static_fields = static
         # eq=False: comparing arrays has no single truth value; identity is what caches need.
-        cls = dataclasses.dataclass(frozen=True, eq=False)(cls)  # type: ignore[assignment]
+        cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)  # type: ignore[assignment]
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         data = [name for name in names if name not in static]
         jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=list(static))

@@ -1,6 +1,6 @@
 """LowRank: a matrix (or a multi-axis linear map) stored as ``u @ vt`` or ``u @ m @ vt``.
 
-    y = x @ kernel = ((x @ u) @ m) @ vt,     u: (*in, r),  m: (r, r),  vt: (r, *out)
+    y = x @ kernel = (x @ u) @ (m @ vt),     u: (*in, r),  m: (r, r),  vt: (r, *out)
 
 The rank of a published scale s is ``round(s * min(in, out))``. Source: Khodak et al., ICLR 2021
 (arXiv 2105.01029), section 2; Denil et al., "Predicting Parameters in Deep Learning", 2013.
@@ -8,6 +8,7 @@ The rank of a published scale s is ``round(s * min(in, out))``. Source: Khodak e
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,7 @@ class LowRank(TwoFactorWeight):
     u: Any
     vt: Any
     m: Any = None
+    _: dataclasses.KW_ONLY
     in_axes: int = 1
     out_axes: int = 1
 

@@ -127,6 +127,8 @@ class TwoFactorWeight(FactorizedWeight):
     @classmethod
     def check(cls, shape: Sequence[int], **axes: int) -> None:
         expected = cls.geometry(**axes).dense_ndim
+        if 0 in shape:
+            raise ValueError(f"a kernel without entries, shape {tuple(shape)}")
         if len(shape) < expected:
             raise ValueError(
                 f"{cls.__name__} needs a kernel of at least {expected} axes, found {tuple(shape)}"
@@ -186,7 +188,8 @@ class TwoFactorWeight(FactorizedWeight):
         fans = (math.prod(receptive) * n_in, math.prod(receptive) * n_out)
         u, vt, m = init(geometry.matricize(kernel), fans, rank, depth, key)
         weight = cls.from_matrices(u, vt, m, kernel.shape, **axes)
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, kernel.dtype), weight)
+        dtype = jax.dtypes.canonicalize_dtype(kernel.dtype)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), weight)
 
 
 def gram(factor: jax.Array, row: str, column: str) -> jax.Array:

@@ -4,8 +4,9 @@
 
 Everything but the model is the real thing; `model.name=tiny` selects it. With `--kill=MOMENT` the
 process kills itself (SIGKILL) at a place that cannot be hit from outside: `commit`, when the
-checkpoint of step 5 is written and about to be renamed to its final name; `manifest`, when its state is
-written and its manifest is not; `config`, between the first and the second file of the run folder.
+checkpoint of step 5 is written and about to be renamed to its final name; `manifest`, when its
+state is written and its manifest is not; `config`, between the first and the second file of the run
+folder.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def sigterm_at(marker: str) -> Callable[[str], None]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that a finished run computed, without times: equal for runs that are equal bit for bit."""
+    """All that a finished run computed, without times; the same for runs with the same bits."""
     result = json.loads((folder / "result.json").read_text())
     manifest = folder / "checkpoints" / str(result["steps"]) / "manifest" / "metadata"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

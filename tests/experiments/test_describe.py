@@ -1,0 +1,92 @@
+"""`python -m experiments.describe`: the published counts, without data."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import data, describe, tasks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to load data fails."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("describe loaded data")
+
+    monkeypatch.setattr(data, "load", refuse)
+    monkeypatch.setattr(tasks.classification, "load", refuse)
+
+
+def described(argument: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    describe.run(["describe", f"--config=configs/cifar_resnet.py:{argument}", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+# ResNet-32 on ten classes, as published.
+@pytest.mark.parametrize(
+    ("argument", "parameters"),
+    [
+        ("rank_scale=0", 464154),
+        ("rank_scale=0.037", 38970),
+        ("rank_scale=0.111", 107370),
+        ("rank_scale=0.333", 318234),
+        ("rank_scale=1.0", 947994),
+        ("rank_scale=1.0,variant=deep", 1431834),
+        ("rank_scale=3.0", 2837274),
+    ],
+)
+@pytest.mark.usefixtures("no_data")
+def test_published_counts(
+    argument: str, parameters: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = described(argument, capsys)
+    assert found["parameters"] == parameters
+    assert found["dense_parameters"] == 464154
+    assert found["ratio"] == pytest.approx(parameters / 464154, rel=1e-12)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_multiply_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted by hand: ResNet-8 has one block a stage, two convolutions each, and 32² pixels."""
+    found = described("depth=8,rank_scale=0", capsys)
+    kernels = [(32, 3, 16), (32, 16, 16), (32, 16, 16)]
+    kernels += [(16, 16, 32), (16, 32, 32), (8, 32, 64), (8, 64, 64)]
+    # With zero padding, every tap counts, the ones on the border as well.
+    expected = sum(size**2 * 9 * before * after for size, before, after in kernels) + 64 * 10
+    assert found["multiply_adds"] == found["dense_multiply_adds"]
+    assert found["multiply_adds"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.usefixtures("no_data")
+def test_the_text_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    describe.run(["describe", "--config=configs/cifar_resnet.py:depth=20,data=cifar100"])
+    text = capsys.readouterr().out
+    found = described("depth=20,data=cifar100", capsys)
+    for key in ("parameters", "dense_parameters", "multiply_adds", "dense_multiply_adds"):
+        assert f"{found[key]:,}" in text or str(found[key]) in text
+    assert len(found["rows"]) == 18
+    for row in found["rows"]:
+        assert row["path"] in text
+
+
+def test_as_a_command_with_no_data_anywhere(tmp_path: Path) -> None:
+    environment = os.environ | {"LOWRANK_JAX_DATA_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    command = ["-m", "experiments.describe", "--config=configs/cifar_resnet.py:depth=8", "--json"]
+    process = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert {"parameters", "dense_parameters", "ratio", "multiply_adds"} <= set(
+        json.loads(process.stdout)
+    )
+    assert list(tmp_path.iterdir()) == []
