@@ -60,7 +60,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda v: v > 0, "a positive number"),
     "momentum": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "milestones": (
-        lambda v: all(0 < x <= 1 for x in v) and list(v) == sorted(v),
+        lambda v: all(_is_number(x) and 0 < x <= 1 for x in v) and list(v) == sorted(v),
         "ascending fractions of the run, each in (0, 1]",
     ),
     "milestone_factor": (lambda v: v > 0, "a positive number"),
@@ -231,6 +231,10 @@ def _parse(key: str, text: str, kind: type) -> Any:
     )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
 def _check(key: str, value: Any) -> Any:
     """Returns `value` if the key accepts it."""
     if key in CHOICES and value not in CHOICES[key]:
@@ -239,6 +243,6 @@ def _check(key: str, value: Any) -> Any:
         raise RunError(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}{hint}")
     if key in _BOUNDS and value is not None:
         accepts, words = _BOUNDS[key]
-        if not accepts(value):
+        if (_is_number(value) and not math.isfinite(value)) or not accepts(value):
             raise RunError(f"{key}={value!r}: expected {words}")
     return value

@@ -18,7 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments.command_line import exit_code, read_config
-from experiments.train import Stopped, train_and_evaluate
+from experiments.stopping import Stopped
+from experiments.train import train_and_evaluate
 
 USAGE = "Usage: python -m experiments.main --config=configs/NAME.py[:key=value,…] [--workdir=DIR]"
 

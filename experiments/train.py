@@ -8,9 +8,6 @@ run that was killed and started again ends with the same bits as one that never 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,53 +23,16 @@ from experiments import arguments, files, plots, recipe, run_folder, tasks
 from experiments import mesh as meshes
 from experiments import state as states
 from experiments.checkpoint import Checkpoints
+from experiments.dispatch import default_steps, dispatch_function, dispatches
 from experiments.errors import RunError
 from experiments.metrics import MetricsWriter, Progress, duration
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Best, Final, Result
 from experiments.state import Plan, TrainState
+from experiments.stopping import Stopped, StopSignal
 from lowrank_jax.tree import path_string
 
 _SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-    """Consecutive steps that run in one call.
-
-    Attributes:
-      first: the step within the epoch at which it begins.
-      steps: how many.
-      batch_size: of each of them.
-      example: where in the epoch's order the first batch begins.
-    """
-
-    first: int
-    steps: int
-    batch_size: int
-    example: int
-
-
-def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
-    """Cuts an epoch into dispatches of equal batch sizes, at most ``limit`` steps each.
-
-    The largest equal cut is preferred if it is at least half the limit: each distinct length is
-    compiled once.
-
-    >>> [d.steps for d in dispatches([128] * 39, 16)]
-    [13, 13, 13]
-    >>> [(d.steps, d.batch_size) for d in dispatches([8, 8, 8, 8, 8, 3], 2)]
-    [(2, 8), (2, 8), (1, 8), (1, 3)]
-    """
-    full = sum(1 for size in batch_sizes if size == batch_sizes[0])
-    limit = min(limit, full)
-    even = next((k for k in range(limit, limit // 2, -1) if full % k == 0), limit)
-    cuts = [(first, min(even, full - first)) for first in range(0, full, even)]
-    cuts += [(first, 1) for first in range(full, len(batch_sizes))]
-    return [
-        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first]))
-        for first, steps in cuts
-    ]
 
 
 def _say(line: str) -> None:
@@ -96,13 +56,11 @@ def train_and_evaluate(
       RunError: anything a user can mend.
       Stopped: SIGTERM arrived; a checkpoint was saved first.
     """
-    with _StopSignal() as stop:  # From here on, so that starting up and compiling are covered.
+    with StopSignal() as stop:  # From here on, so that starting up and compiling are covered.
         return _train(arguments.settle(config), workdir, say, stop)
 
 
-def _train(
-    config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: _StopSignal
-) -> Path:
+def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: StopSignal) -> Path:
     started = time.perf_counter()
 
     # ---------------------------------------------------------------- plan, by shapes alone
@@ -140,12 +98,12 @@ def _train(
     everywhere = meshes.replicated(plan.mesh)
     arrays = jax.device_put(task.splits, everywhere)
     compiling = time.perf_counter()
-    cuts = dispatches(batches, config.steps_per_dispatch or _steps_per_dispatch())
+    cuts = dispatches(batches, config.steps_per_dispatch or default_steps())
     compiled = {}
     for cut in cuts:
         stop.leave_if_requested()
         if (cut.steps, cut.batch_size) not in compiled:
-            step = _dispatch_function(task, plan, cut.steps, cut.batch_size)
+            step = dispatch_function(task, plan, cut.steps, cut.batch_size)
             zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
             order = jax.device_put(task.order(0), everywhere)
             compiled[cut.steps, cut.batch_size] = step.lower(
@@ -255,83 +213,6 @@ def _train(
     files.write_json(workdir / RESULT, outcome.as_dict())
     say(_closing(outcome, workdir))
     return workdir
-
-
-class Stopped(Exception):
-    """The run was asked to stop; it saved a checkpoint and can be continued."""
-
-
-class _StopSignal:
-    """While entered, SIGTERM is noted instead of ending the process at once."""
-
-    requested = False
-
-    def leave_if_requested(self) -> None:
-        """For moments at which everything there is to save is saved."""
-        if self.requested:
-            raise Stopped("stopped before the first step; start again to continue")
-
-    def __enter__(self) -> _StopSignal:
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # Not in the main thread, where no signal arrives.
-            self._before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_: object) -> None:
-        self.requested = True
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _steps_per_dispatch() -> int:
-    """The default: many where a call costs more than its arguments, one where compiling does."""
-    return 1 if _on_cpu() else 16
-
-
-def _dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
-    """Several steps of one batch size as one jitted function; the state is donated."""
-    everywhere = meshes.replicated(plan.mesh)
-    batch_place = meshes.batch_sharding(plan.mesh, batch_size)
-    state_places = states.shardings(plan)
-
-    @functools.partial(
-        jax.jit,
-        in_shardings=(state_places, everywhere, everywhere, everywhere, everywhere),
-        out_shardings=(state_places, everywhere),
-        donate_argnums=0,
-    )
-    def run(
-        state: TrainState, arrays: Any, order: jax.Array, epoch: jax.Array, example: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-            indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
-            batch = task.batch(arrays, indices, epoch)
-            batch = jax.lax.with_sharding_constraint(batch, batch_place)
-            gradient = jax.value_and_grad(task.loss, has_aux=True)
-            (_, (model_state, sums)), grads = gradient(state.params, state.model_state, batch)
-            updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
-            params = jax.tree.map(lambda p, u: p + u, state.params, updates)
-            return TrainState(state.step + 1, params, model_state, opt_state), sums
-
-        starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
-        if not _on_cpu():
-            return jax.lax.scan(step, state, starts)
-        # On a CPU, XLA compiles the weight gradients of convolutions inside a loop to code that is
-        # many times slower than outside of one, so here the steps are written out.
-        sums = []
-        for start in starts:
-            state, of_step = step(state, start)
-            sums.append(of_step)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *sums)
-
-    return run
 
 
 def _write_diagnostics(

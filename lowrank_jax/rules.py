@@ -22,7 +22,7 @@ import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
-from lowrank_jax.ranks import RankRule, Spectrum, break_even_rank, parameters, require_rank_rule
+from lowrank_jax.ranks import RankRule, Spectrum, parameters, require_rank_rule
 from lowrank_jax.tree import kernels, near_misses
 from lowrank_jax.weights import FactorizedWeight, LowRank, is_factorized, kinds
 from lowrank_jax.weights.two_factor import TwoFactorWeight
@@ -136,10 +136,10 @@ class Row:
         """Parameters of the dense kernel."""
         return math.prod(self.shape)
 
-    @functools.cached_property
-    def break_even_rank(self) -> int:
-        """The smallest rank at which the factors are no smaller than the dense kernel."""
-        return break_even_rank(self.shape, self.kind, self.depth, **self.axes)
+    @property
+    def breaks_even(self) -> bool:
+        """Whether the factors have no fewer parameters than the dense kernel."""
+        return self.parameters >= self.dense_parameters
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -152,7 +152,7 @@ class Row:
             "depth": self.depth,
             "parameters": self.parameters,
             "dense_parameters": self.dense_parameters,
-            "break_even_rank": self.break_even_rank,
+            "breaks_even": self.breaks_even,
         }
 
 

@@ -23,7 +23,7 @@ from experiments import describe, main, models
 from experiments.command_line import exit_code
 from experiments.errors import RunError
 from experiments.tasks.classification import Network
-from experiments.train import Stopped
+from experiments.stopping import Stopped
 
 CIFAR = "--config=configs/cifar_resnet.py"
 

@@ -14,7 +14,7 @@ from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # 
 
 from experiments import tasks
 from experiments import train as training
-from experiments.train import Stopped
+from experiments.stopping import Stopped
 
 pytestmark = pytest.mark.usefixtures("tiny")
 

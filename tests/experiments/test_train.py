@@ -20,7 +20,7 @@ from experiments import arguments, tasks
 from experiments.data import load, split_validation
 from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
 from experiments.run_folder import read_table
-from experiments.train import dispatches
+from experiments.dispatch import dispatches
 
 
 @given(

@@ -1,0 +1,105 @@
+"""Dispatches: several training steps in one call into the device.
+
+An epoch is cut at fixed places, whether a run was interrupted or not, so that the same compiled
+function computes the same step every time. On accelerators the steps of a dispatch are a
+``lax.scan``; on a CPU they are written out, because XLA compiles the weight gradients of
+convolutions inside a loop to code that is many times slower than outside of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import mesh as meshes
+from experiments import state as states
+from experiments.state import Plan, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """Consecutive steps that run in one call.
+
+    Attributes:
+      first: the step within the epoch at which it begins.
+      steps: how many.
+      batch_size: of each of them.
+      example: where in the epoch's order the first batch begins.
+    """
+
+    first: int
+    steps: int
+    batch_size: int
+    example: int
+
+
+def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
+    """Cuts an epoch into dispatches of equal batch sizes, at most ``limit`` steps each.
+
+    The largest equal cut is preferred if it is at least half the limit: each distinct length is
+    compiled once.
+
+    >>> [d.steps for d in dispatches([128] * 39, 16)]
+    [13, 13, 13]
+    >>> [(d.steps, d.batch_size) for d in dispatches([8, 8, 8, 8, 8, 3], 2)]
+    [(2, 8), (2, 8), (1, 8), (1, 3)]
+    """
+    full = sum(1 for size in batch_sizes if size == batch_sizes[0])
+    limit = min(limit, full)
+    even = next((k for k in range(limit, limit // 2, -1) if full % k == 0), limit)
+    cuts = [(first, min(even, full - first)) for first in range(0, full, even)]
+    cuts += [(first, 1) for first in range(full, len(batch_sizes))]
+    return [
+        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first]))
+        for first, steps in cuts
+    ]
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def default_steps() -> int:
+    """The default: many where a call costs more than its arguments, one where compiling does."""
+    return 1 if _on_cpu() else 16
+
+
+def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
+    """Several steps of one batch size as one jitted function; the state is donated."""
+    everywhere = meshes.replicated(plan.mesh)
+    batch_place = meshes.batch_sharding(plan.mesh, batch_size)
+    state_places = states.shardings(plan)
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(state_places, everywhere, everywhere, everywhere, everywhere),
+        out_shardings=(state_places, everywhere),
+        donate_argnums=0,
+    )
+    def run(
+        state: TrainState, arrays: Any, order: jax.Array, epoch: jax.Array, example: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+            indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
+            batch = task.batch(arrays, indices, epoch)
+            batch = jax.lax.with_sharding_constraint(batch, batch_place)
+            gradient = jax.value_and_grad(task.loss, has_aux=True)
+            (_, (model_state, sums)), grads = gradient(state.params, state.model_state, batch)
+            updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
+            params = jax.tree.map(lambda p, u: p + u, state.params, updates)
+            return TrainState(state.step + 1, params, model_state, opt_state), sums
+
+        starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
+        if not _on_cpu():
+            return jax.lax.scan(step, state, starts)
+        sums = []
+        for start in starts:
+            state, of_step = step(state, start)
+            sums.append(of_step)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *sums)
+
+    return run
