@@ -165,7 +165,8 @@ def settle(config: ConfigDict) -> ConfigDict:
 
     Checks every value against its choices and bounds, and fills in the keys left at None:
     `validation` (0.1 under protocol=ours, 0 under published) and `warmup_epochs` (1 for a
-    ResNet of depth 56 or more, otherwise 0). Settling a settled config changes nothing.
+    ResNet of depth 56 or more, otherwise 0); `steps_per_dispatch` stays open, since the device
+    decides. Settling a settled config changes nothing.
 
     Raises:
       RunError: names the key, the value found and what is accepted.

@@ -39,7 +39,9 @@ def test_every_key_has_a_type_and_every_config_settles(module):
         owner = config[group] if group else config
         assert owner.get_type(last) in (int, float, bool, str, tuple), key
     settled = arguments.settle(config)
-    assert all(value is not None for value in arguments.flatten(settled).values())
+    # The device decides on this one, when the run starts.
+    still_open = [key for key, value in arguments.flatten(settled).items() if value is None]
+    assert still_open == ["steps_per_dispatch"]
     assert arguments.flatten(base.get_config()).keys() == arguments.flatten(config).keys()
 
 

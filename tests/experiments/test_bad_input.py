@@ -22,8 +22,8 @@ from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # 
 from experiments import describe, main, models
 from experiments.command_line import exit_code
 from experiments.errors import RunError
-from experiments.tasks.classification import Network
 from experiments.stopping import Stopped
+from experiments.tasks.classification import Network
 
 CIFAR = "--config=configs/cifar_resnet.py"
 

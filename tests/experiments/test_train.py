@@ -19,8 +19,8 @@ from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
 from experiments import arguments, tasks
 from experiments.data import load, split_validation
 from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
-from experiments.run_folder import read_table
 from experiments.dispatch import dispatches
+from experiments.run_folder import read_table
 
 
 @given(
