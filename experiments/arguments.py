@@ -54,6 +54,7 @@ OPERATIONAL = (
 
 # Bounds as (test, words); a value that fails its test is refused with the words.
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
     "rank_scale": (lambda v: v >= 0, "0 (the dense network) or a positive number"),
     "weight_decay": (lambda v: v >= 0, "0 or a positive number"),
     "validation": (lambda v: 0 <= v < 1, "a fraction of the training set: 0 <= validation < 1"),

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments import arguments, models
 from experiments.command_line import exit_code, read_config
 from experiments.data import image_set
+from experiments.mesh import on_this_machine
 from experiments.state import Plan, plan
 from experiments.tasks.classification import Network
 
@@ -30,7 +31,7 @@ def describe(config: ConfigDict) -> Plan:
     Raises:
       RunError: the config asks for something that does not exist or does not fit.
     """
-    config = arguments.settle(config)
+    config = on_this_machine(arguments.settle(config))
     network = Network(models.build(config.model, image_set(config.data.name).num_classes))
     return plan(config, network, batches_per_epoch=1)
 

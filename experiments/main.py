@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments.arguments import OPERATIONAL
 from experiments.command_line import exit_code, read_config
 from experiments.stopping import Stopped
 from experiments.train import train_and_evaluate
@@ -24,9 +25,17 @@ from experiments.train import train_and_evaluate
 USAGE = "Usage: python -m experiments.main --config=configs/NAME.py[:key=value,…] [--workdir=DIR]"
 
 
-def default_workdir(config: ConfigDict, argument: str) -> Path:
-    """runs/NAME, followed by the arguments that make this run differ from others of its kind."""
+def default_workdir(config: ConfigDict, argument: str, overrides: Sequence[str] = ()) -> Path:
+    """runs/NAME, followed by the arguments that make this run differ from others of its kind.
+
+    Args:
+      config: names the run and has its seed.
+      argument: the text behind the config's file name.
+      overrides: flags of the form ``--config.KEY=VALUE``; others are passed over.
+    """
     words = [config.name, *filter(None, (word.strip() for word in argument.split(",")))]
+    changes = [flag.removeprefix("--config.") for flag in overrides if "--config." in flag]
+    words += [change for change in changes if change.partition("=")[0] not in OPERATIONAL]
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={config.seed}")
     return Path("runs") / "-".join(word.replace("/", "_").replace("=", "") for word in words)
@@ -38,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
     config, argument = read_config(argv, values, USAGE)
     named = values.workdir or config.workdir
-    workdir = Path(named) if named else default_workdir(config, argument)
+    workdir = Path(named) if named else default_workdir(config, argument, argv)
     try:
         train_and_evaluate(config, workdir)
     except Stopped as stopped:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from experiments.errors import RunError
 
@@ -40,6 +41,13 @@ def make(sizes: Mapping[str, int]) -> Mesh:
     shape = [len(devices) // known if size == -1 else size for size in shape]
     used = math.prod(shape)
     return Mesh(np.asarray(devices[:used]).reshape(shape), AXES)
+
+
+def on_this_machine(config: ConfigDict) -> ConfigDict:
+    """The config with the mesh of whatever devices there are: to look at a run made elsewhere."""
+    config = config.copy_and_resolve_references()
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return config
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -140,10 +140,11 @@ def mean_diagnostic(line: Mapping[str, Any], name: str) -> float:
     return float(np.mean(numbers)) if numbers else float("nan")
 
 
-class Progress:
-    """Speed, time left, and the console line that tells them.
+_RATE_SECONDS = 10.0
 
-    The first interval holds compilation, so that rates count from the first `update` on.
+
+class Progress:
+    """Speed over the last seconds, time left, and the console line that tells them.
 
     Args:
       total_steps: steps of the whole run.
@@ -161,19 +162,21 @@ class Progress:
     ) -> None:
         self._total, self._batch_size, self._clock = total_steps, batch_size, clock
         self._start: tuple[int, float] | None = None
-        self._last = (step, clock())
+        self._recent = [(step, clock())]
         self.examples_per_second = float("nan")
         self.seconds_left = float("nan")
 
     def update(self, step: int) -> None:
         """Notes that `step` steps are done; sets `examples_per_second` and `seconds_left`."""
         now = self._clock()
-        done, before = step - self._last[0], self._last[1]
-        if done > 0 and now > before:
-            self.examples_per_second = done * self._batch_size / (now - before)
-        self._last = (step, now)
+        self._recent.append((step, now))
+        while len(self._recent) > 2 and now - self._recent[1][1] >= _RATE_SECONDS:
+            self._recent.pop(0)
+        done, taken = step - self._recent[0][0], now - self._recent[0][1]
+        if done > 0 and taken > 0:
+            self.examples_per_second = done * self._batch_size / taken
         if self._start is None:
-            self._start = self._last
+            self._start = (step, now)
         start_step, start_time = self._start
         if step > start_step:
             # Over everything since the start: evaluation and checkpoints take their part of it.
@@ -248,7 +251,8 @@ def _tagged(
     tagged = {TAGS.get(name, name): float(value) for name, value in scalars.items()}
     for name in diagnostics:
         tag = TAGS.get(name, f"metric/{name}")
-        tagged[tag] = mean_diagnostic({"diagnostics": diagnostics}, name)
+        if diagnostics[name]:  # Some are not defined for a dense or a deep kernel.
+            tagged[tag] = mean_diagnostic({"diagnostics": diagnostics}, name)
     if "learning_rate" in scalars and diagnostics.get("frobenius_norm"):
         norms = np.array([float(v) for v in diagnostics["frobenius_norm"].values()])
         rate = float(scalars["learning_rate"])

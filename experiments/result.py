@@ -3,7 +3,7 @@
     {"name", "seed", "config", "data": {"name", "origin", "fingerprint"},
      "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
      "final": {"split", "accuracy", "loss", "epoch", "step"},
-     "best": {"split", "accuracy", "epoch"} or null where nothing was held out,
+     "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
      "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
 
 Accuracies are fractions; multiply-adds are those of one example's forward pass.
@@ -57,7 +57,7 @@ class Final:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best accuracy seen after any epoch on `split`, which was not trained on."""
+    """The best accuracy seen after any epoch on `split`: the test set under protocol=published."""
 
     split: str
     accuracy: float
@@ -66,7 +66,10 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The content of `result.json`; `as_dict` adds versions, commit and hardware."""
+    """The content of `result.json`; `as_dict` adds versions and hardware.
+
+    `commit` is that of the source tree when the run began, see the function of that name.
+    """
 
     name: str
     seed: int
@@ -82,6 +85,7 @@ class Result:
     epochs: float
     wall_time_s: float
     compile_time_s: float
+    commit: Mapping[str, Any] | None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -91,7 +95,6 @@ class Result:
             "best": dataclasses.asdict(self.best) if self.best else None,
             "ratio": self.parameters / self.dense_parameters,
             "versions": versions(),
-            "commit": commit(),
             "hardware": hardware(),
         }
 

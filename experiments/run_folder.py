@@ -14,7 +14,11 @@ is asked for, and whatever differs is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +99,26 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
         if differences:
             raise RunError(f"{path} holds a run with another factorization: {differences[0]}")
     return RunFolder(path, continues=True)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """While entered, no other process can enter for the same folder; a kill lets it go.
+
+    Raises:
+      RunError: another process is in it.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{path}: another process is running this experiment") from error
+        except OSError:
+            pass  # A file system without locks: one process at a time is up to the user.
+        yield
+    finally:
+        os.close(folder)
 
 
 def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -> None:

@@ -6,7 +6,7 @@ import signal
 
 
 class Stopped(Exception):
-    """The run was asked to stop; it saved a checkpoint and can be continued."""
+    """The run was asked to stop; nothing is lost, and it can be continued."""
 
 
 class StopSignal:
@@ -17,7 +17,7 @@ class StopSignal:
     def leave_if_requested(self) -> None:
         """For moments at which everything there is to save is saved."""
         if self.requested:
-            raise Stopped("stopped before the first step; start again to continue")
+            raise Stopped("stopped while starting; start again to continue")
 
     def __enter__(self) -> StopSignal:
         try:

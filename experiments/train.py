@@ -8,6 +8,7 @@ run that was killed and started again ends with the same bits as one that never 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.dispatch import default_steps, dispatch_function, dispatches
 from experiments.errors import RunError
 from experiments.metrics import MetricsWriter, Progress, duration
 from experiments.result import FILE_NAME as RESULT
-from experiments.result import Best, Final, Result
+from experiments.result import Best, Final, Result, commit, versions
 from experiments.state import Plan, TrainState
 from experiments.stopping import Stopped, StopSignal
 from lowrank_jax.tree import path_string
@@ -56,12 +57,19 @@ def train_and_evaluate(
       RunError: anything a user can mend.
       Stopped: SIGTERM arrived; a checkpoint was saved first.
     """
-    with StopSignal() as stop:  # From here on, so that starting up and compiling are covered.
-        return _train(arguments.settle(config), workdir, say, stop)
+    # The signal from here on, so that starting up and compiling are covered.
+    with StopSignal() as stop, contextlib.ExitStack() as until_done:
+        return _train(arguments.settle(config), workdir, say, stop, until_done)
 
 
-def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: StopSignal) -> Path:
-    started = time.perf_counter()
+def _train(
+    config: ConfigDict,
+    workdir: Path,
+    say: Callable[[str], None],
+    stop: StopSignal,
+    until_done: contextlib.ExitStack,
+) -> Path:
+    started, revision = time.perf_counter(), commit()
 
     # ---------------------------------------------------------------- plan, by shapes alone
     task = tasks.load(config)
@@ -76,6 +84,7 @@ def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: 
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
     run_folder.begin(folder, config, task.data, plan.table)
+    until_done.enter_context(run_folder.held(workdir))
     say(_heading(config, task, plan, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
@@ -83,7 +92,10 @@ def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: 
     stop.leave_if_requested()
     latest = checkpoints.latest()
     if latest is None:
-        state, progress = states.create(plan, task.network), _new_progress()
+        state = states.create(plan, task.network)
+        progress = _new_progress(config.steps_per_dispatch or default_steps())
+        if spoiled := _not_finite(state):
+            raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
         state, progress = checkpoints.restore(
             latest,
@@ -93,20 +105,23 @@ def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: 
             fingerprint=task.data.fingerprint,
         )
         say(f"continuing from step {latest}")
+        if progress["versions"] != versions():
+            say("the versions of the software have changed since: the bits may differ")
 
     # ---------------------------------------------------------------- compiled steps
     everywhere = meshes.replicated(plan.mesh)
     arrays = jax.device_put(task.splits, everywhere)
     compiling = time.perf_counter()
-    cuts = dispatches(batches, config.steps_per_dispatch or default_steps())
+    # As when the run began: an interrupted epoch must be taken up at one of its own cuts.
+    cuts = dispatches(batches, progress["steps_per_dispatch"])
     compiled = {}
     for cut in cuts:
         stop.leave_if_requested()
         if (cut.steps, cut.batch_size) not in compiled:
-            step = dispatch_function(task, plan, cut.steps, cut.batch_size)
+            function = dispatch_function(task, plan, cut.steps, cut.batch_size)
             zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
             order = jax.device_put(task.order(0), everywhere)
-            compiled[cut.steps, cut.batch_size] = step.lower(
+            compiled[cut.steps, cut.batch_size] = function.lower(
                 plan.abstract, arrays, order, zero, zero
             ).compile()
     evaluate = jax.jit(task.evaluate)
@@ -208,7 +223,7 @@ def _train(config: ConfigDict, workdir: Path, say: Callable[[str], None], stop: 
 
     # ---------------------------------------------------------------- the result
     seconds = spent_before + time.perf_counter() - started
-    outcome = _result(config, task, plan, progress, step, seconds)
+    outcome = _result(config, task, plan, progress, step, seconds, revision)
     plots.run_plots(workdir)
     files.write_json(workdir / RESULT, outcome.as_dict())
     say(_closing(outcome, workdir))
@@ -276,9 +291,16 @@ def _empty_sums() -> dict[str, Any]:
     return {"loss": 0.0, "correct": 0, "examples": 0}
 
 
-def _new_progress() -> dict[str, Any]:
+def _new_progress(steps_per_dispatch: int) -> dict[str, Any]:
     """What the loop carries besides the state; saved with every checkpoint."""
-    return _empty_sums() | {"best": None, "final": None, "wall_time_s": 0.0, "compile_time_s": 0.0}
+    return _empty_sums() | {
+        "best": None,
+        "final": None,
+        "wall_time_s": 0.0,
+        "compile_time_s": 0.0,
+        "steps_per_dispatch": steps_per_dispatch,
+        "versions": versions(),
+    }
 
 
 def _train_means(progress: dict[str, Any]) -> dict[str, float]:
@@ -299,7 +321,13 @@ def _note_best(
 
 
 def _result(
-    config: ConfigDict, task: Any, plan: Plan, progress: dict[str, Any], step: int, seconds: float
+    config: ConfigDict,
+    task: Any,
+    plan: Plan,
+    progress: dict[str, Any],
+    step: int,
+    seconds: float,
+    revision: dict[str, Any] | None,
 ) -> Result:
     final = progress["final"]
     return Result(
@@ -323,6 +351,7 @@ def _result(
         epochs=config.epochs,
         wall_time_s=seconds,
         compile_time_s=progress["compile_time_s"],
+        commit=revision,
     )
 
 

@@ -18,7 +18,7 @@ from experiments.data import checksums
 from experiments.data.catalog import OriginalFile
 from experiments.data.errors import DataUnavailable
 
-REACH_SECONDS = 5.0
+REACH_SECONDS = 2.5
 _STALL_SECONDS = 60.0
 _BLOCK_BYTES = 1 << 20
 

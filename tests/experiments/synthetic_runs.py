@@ -73,6 +73,7 @@ def write_run(
         epochs=6.0,
         wall_time_s=90.0,
         compile_time_s=10.0,
+        commit=None,
     )
     files.write_json(folder / result.FILE_NAME, outcome.as_dict())
     return folder

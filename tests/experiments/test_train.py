@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
 
-from experiments import arguments, tasks
+from experiments import arguments, dispatch, tasks, train
 from experiments.data import load, split_validation
 from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
 from experiments.dispatch import dispatches
-from experiments.run_folder import read_table
+from experiments.errors import RunError
+from experiments.run_folder import held, read_table
+from experiments.stopping import Stopped
 
 
 @given(
@@ -115,6 +117,47 @@ def test_every_example_is_counted_once_an_epoch(
     monkeypatch.setattr(training, "_train_means", noted)
     tiny_runs.train(tmp_path / "run", "protocol=published")
     assert counts.count(1437) == 2 and max(counts) == 1437
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_scan_trains_like_the_steps_written_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What accelerators run, on this machine."""
+    runs = []
+    for name, on_cpu in (("written_out", True), ("scan", False)):
+        monkeypatch.setattr(dispatch, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        folder = tiny_runs.train(tmp_path / name, steps_per_dispatch=5)
+        runs.append([line.get("train_loss", 0.0) for line in outcome(folder)["metrics"]])
+    np.testing.assert_allclose(*runs, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_interrupted_epoch_keeps_its_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default length of a dispatch may be another one where a run is continued."""
+    lines: list[str] = []
+    monkeypatch.setattr(train, "default_steps", lambda: 2)
+    monkeypatch.setattr(train, "_SECONDS_BETWEEN_LINES", 0.0)
+    with pytest.raises(Stopped):
+        tiny_runs.train(
+            tmp_path / "run", say=tiny_runs.sigterm_at("step 2/"), steps_per_dispatch=None
+        )
+    monkeypatch.setattr(train, "default_steps", lambda: 5)
+    folder = tiny_runs.train(tmp_path / "run", say=lines.append, steps_per_dispatch=None)
+    assert "continuing from step 4" in lines  # In the middle of the first epoch.
+    assert outcome(folder)["steps"] == 10
+    whole = tiny_runs.train(tmp_path / "whole", steps_per_dispatch=2)
+    assert outcome(folder)["digest"] == outcome(whole)["digest"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run"), pytest.raises(RunError, match="another process"):
+        tiny_runs.train(tmp_path / "run")
+    assert tiny_runs.train(tmp_path / "run").is_dir()
 
 
 @pytest.mark.usefixtures("tiny")
