@@ -25,4 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # A fixed, short run has nothing to select: all 5000 images train, the final epoch is reported.
     config.validation = 0.0
     config.epochs = 6
+    # Seed 1 reached 0.7725 on two CPU cores; other hardware and versions differ in the last bits,
+    # which six epochs amplify.
+    config.expected_accuracy = 0.7
     return arguments.apply(config, arg)

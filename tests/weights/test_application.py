@@ -61,7 +61,8 @@ def test_factored_composed_and_dense_convolutions_agree(kind, setting, x64):
     call = {"dimension_numbers": NHWC, "precision": "highest", **setting}
     weights = [
         convolution_weight(kind, (3, 3, 4, 5), kind.rank_from_scale(scale, (3, 3, 4, 5)), deep)
-        for scale, deep in ((0.01, False), (0.5, True), (1.0, True), (4.0, False))
+        for scale in (0.01, 0.5, 1.0, 4.0)
+        for deep in (False, True)
     ]
 
     @jax.jit
@@ -80,11 +81,12 @@ def test_factored_composed_and_dense_convolutions_agree(kind, setting, x64):
             assert_close(each, expected, 1e-12)
 
 
+@pytest.mark.parametrize("deep", [False, True], ids=["flat", "deep"])
 @pytest.mark.parametrize("scale", [0.01, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_convolutions_agree_in_float32(kind, scale):
+def test_convolutions_agree_in_float32(kind, scale, deep):
     rank = kind.rank_from_scale(scale, (3, 3, 8, 16))
-    weight = convolution_weight(kind, (3, 3, 8, 16), rank, True, np.float32)
+    weight = convolution_weight(kind, (3, 3, 8, 16), rank, deep, np.float32)
     x = jnp.asarray(np.random.default_rng(3).standard_normal((2, 8, 8, 8)), jnp.float32)
     call = ((2, 2), "SAME", None, None, NHWC)
     highest = {"precision": lax.Precision.HIGHEST}
