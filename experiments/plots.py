@@ -121,7 +121,7 @@ def nuclear_norm(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
             axis.plot(epochs, bound, "--", color=COLOURS[1], label="bound", **_mark(epochs))
         axis.plot(epochs, norm, color=COLOURS[0], label="nuclear norm", **_mark(epochs))
         axis.set_ylabel("mean over kernels")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * np.nanmax([*norm, *bound]))
         _epoch_axis(axis)
         _legend_below(figure, axis)
     return figure
@@ -164,8 +164,11 @@ def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> 
             accuracies = 100 * np.array(setting.accuracies, float)
             mean = accuracies.mean()
             spread = [[mean - accuracies.min()], [accuracies.max() - mean]]
+            # Settings of one size stand side by side, so that none hides another.
+            before = [other.parameters for other in settings[:index]]
+            place = setting.parameters * 1.03 ** before.count(setting.parameters)
             axis.errorbar(
-                setting.parameters, mean, yerr=spread, fmt="o", markersize=7, capsize=4,
+                place, mean, yerr=spread, fmt="o", markersize=7, capsize=4,
                 color=COLOURS[index % len(COLOURS)],
                 label=f"{setting.label} (n = {len(accuracies)})",
             )  # fmt: skip
