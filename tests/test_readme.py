@@ -91,6 +91,7 @@ class Shell:
     SHORTENED = (
         "--config.epochs=1",
         "--config.validation=0.9",
+        "--workdir=runs/quickstart-seed1",  # Where it goes when it is not shortened.
         "--config.model.depth=8",
         "--config.eval_batch_size=250",
     )
