@@ -65,11 +65,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ([CIFAR, "--config.epochs"], "--config.epochs"),
         ([CIFAR, "--config.batch_size=0"], "batch_size=0: expected a whole number, at least 1"),
         ([CIFAR, "--config.weight_decay=nan"], "weight_decay=nan"),
-        ([CIFAR, "--config.rank_scale=inf"], "RankScale(inf)"),
+        ([CIFAR, "--config.rank_scale=inf"], "rank_scale=inf: expected 0"),
+        ([CIFAR, "--config.seed=3000000000"], "seed=3000000000: expected a whole number from 0"),
         ([CIFAR, "--config.milestones=(.5,.2)"], "milestones=(0.5, 0.2): expected ascending"),
         ([CIFAR, "--config.model.name=foo"], "unknown model 'foo'; known are resnet"),
-        ([CIFAR, "--config.mesh.data=3"], "does not fit 1 device"),
-        ([CIFAR, "--config.mesh.data=-2", "--config.mesh.fsdp=-2"], "does not fit 1 device"),
     ],
 )
 def test_mistakes_on_the_command_line(flags: list[str], words: str, command: Any) -> None:

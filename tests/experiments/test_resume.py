@@ -145,7 +145,7 @@ def test_sigterm_at_every_other_moment(
     moments = [
         (tasks, "load", 1),
         (training.states, "create", 1),
-        (training, "_dispatch_function", 1),
+        (training, "dispatch_function", 1),
         (training, "_write_diagnostics", 1),
         (training, "_note_best", 1),
     ]
