@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,12 +111,13 @@ def held(path: Path) -> Iterator[None]:
     """
     folder = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{path}: another process is running this experiment") from error
-        except OSError:
-            pass  # A file system without locks: one process at a time is up to the user.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise RunError(f"{path}: another process is running this experiment") from error
+    except OSError:
+        logging.info("%s: no locks on this file system", path)
+    try:
         yield
     finally:
         os.close(folder)

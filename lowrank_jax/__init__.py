@@ -27,7 +27,8 @@ from lowrank_jax.ranks import (
     StableRank,
     break_even_rank,
 )
-from lowrank_jax.rules import Rule, Table, describe, resolve
+from lowrank_jax.rules import Rule, resolve
+from lowrank_jax.table import Table, describe
 from lowrank_jax.transforms import decay, frobenius_decay, frobenius_penalty
 from lowrank_jax.weights import (
     ChannelLowRank,

@@ -37,7 +37,8 @@ import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
-from lowrank_jax.rules import Row, Table, is_abstract, named, require_values
+from lowrank_jax.rules import is_abstract, named, require_values
+from lowrank_jax.table import Row, Table
 from lowrank_jax.tree import kernels, near_misses
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight

@@ -24,9 +24,7 @@ from lowrank_jax.factored_svd import factored_svd
 from lowrank_jax.initializers import Initializer, require_initializer, spectral
 from lowrank_jax.placement import place_like, place_like_factors
 from lowrank_jax.rules import (
-    Row,
     Rule,
-    Table,
     first_matches,
     is_abstract,
     named,
@@ -34,6 +32,7 @@ from lowrank_jax.rules import (
     resolve,
     spectrum_of,
 )
+from lowrank_jax.table import Row, Table
 from lowrank_jax.tree import kernels, map_kernels, near_misses
 from lowrank_jax.weights import is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight

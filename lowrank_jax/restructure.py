@@ -37,7 +37,8 @@ from jax.tree_util import GetAttrKey
 from lowrank_jax.factorize import factorize
 from lowrank_jax.initializers import Initializer
 from lowrank_jax.mirrors import KeyPath, owners
-from lowrank_jax.rules import Rule, Table, resolve
+from lowrank_jax.rules import Rule, resolve
+from lowrank_jax.table import Table
 from lowrank_jax.tree import kernels, near_misses, path_string
 from lowrank_jax.weights import is_factorized
 
