@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import files, plots
+from experiments.command_line import exit_code
 from experiments.comparison import (
     FEWEST_SEEDS,
     Run,
@@ -78,12 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="report", help="folder to write to (default: report)")
     parser.add_argument("--baseline", help="label of the setting to compare with")
     options = parser.parse_args(argv)
-    try:
-        print(report(options.runs, options.out, options.baseline), end="")
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(report(options.runs, options.out, options.baseline), end=""))
 
 
 def _table(settings: Sequence[Setting], split: str) -> str:

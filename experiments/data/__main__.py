@@ -11,11 +11,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments.command_line import exit_code
 from experiments.data import cache, tfds_folder
 from experiments.data.catalog import Original, image_set, names
 from experiments.data.lookup import find_release, load
 from experiments.data.places import Places, short
-from experiments.errors import RunError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,17 +30,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.command == "fetch" and options.name is None:
         parser.error(f"fetch needs a NAME: one of {', '.join(names())}")
-    try:
+
+    def run() -> None:
         if options.command == "fetch":
             print(_fetched(options.name, options.dir, options.tfds_dir))
         else:
             places = Places.of(options.dir, options.tfds_dir)
             for name in (options.name,) if options.name else names():
                 print(f"{name:<14}{_status(name, places)}")
-    except RunError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(run)
 
 
 def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
