@@ -24,6 +24,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.protocol = "ours"
 
     # The dense model: depth 6n+2 (20, 32, 44, 56, 110); `width` multiplies every channel count.
+    # resnet: 16, 32, 64 channels, shortcuts without parameters.
+    # projection_resnet: 64, 128, 256 channels, 1x1 convolutions as shortcuts.
     config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1})
 
     # Low rank. 0 keeps the network dense; below 1 is low rank, 1 full rank, above 1 wide.
@@ -64,12 +66,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The first epochs run at a small constant rate. None: one epoch from depth 56 on, else none.
     config.warmup_epochs = placeholder(int)
     config.warmup_learning_rate = 0.01
+    # The batch is taken in this many equal micro-batches, one after the other, and their gradients
+    # are averaged; batch norm sees one micro-batch at a time.
+    config.accumulate_steps = 1
+    # What products and activations are computed in, float32 or bfloat16. Parameters, batch
+    # statistics, logits, decay and spectral initialization are float32 in any case.
+    config.precision = "float32"
 
     # Execution. None of these changes what is computed.
     config.eval_batch_size = 500
     # An upper bound on training steps per call into the device. None: 16 on an accelerator, 1 on a
     # CPU, where nothing is gained by more.
     config.steps_per_dispatch = placeholder(int)
+    # True: the backward pass computes the inside of residual blocks again, which saves memory and
+    # costs time.
+    config.remat = False
+    # A folder in which JAX keeps compiled programs for later runs. '': not used, or what the
+    # environment says; see experiments/compilation_cache.py.
+    config.compilation_cache = ""
+    # First and last step of a profiler trace, written to RUN/profile: two whole numbers, counted
+    # from 1, given as --config.profile_steps=10,20. (): none.
+    config.profile_steps = ()
     config.checkpoint_every_epochs = 1
     config.keep_checkpoints = 2
     config.diagnostics_every_epochs = 1  # norms and spectra of the kernels

@@ -24,6 +24,7 @@ from experiments.errors import RunError
 # The words a key accepts. `data.name` and `model.name` are checked where those are looked up.
 CHOICES: dict[str, tuple[str, ...]] = {
     "protocol": ("ours", "published"),
+    "precision": ("float32", "bfloat16"),
     "variant": ("flat", "deep"),
     "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
     "overcomplete": ("complement", "zero"),
@@ -43,6 +44,9 @@ OPERATIONAL = (
     "data.tfds_dir",
     "eval_batch_size",
     "steps_per_dispatch",
+    "remat",
+    "compilation_cache",
+    "profile_steps",
     "checkpoint_every_epochs",
     "keep_checkpoints",
     "diagnostics_every_epochs",
@@ -51,6 +55,16 @@ OPERATIONAL = (
     "mesh.fsdp",
     "mesh.tensor",
 )
+
+# Keys that came later, with the values that mean what was done before: a config.json that does not
+# have them is read as if it did.
+ADDED_LATER: dict[str, Any] = {
+    "precision": "float32",
+    "accumulate_steps": 1,
+    "remat": False,
+    "compilation_cache": "",
+    "profile_steps": (),
+}
 
 # Bounds as (test, words); a value that fails its test is refused with the words.
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -67,6 +81,10 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "milestone_factor": (lambda v: v > 0, "a positive number"),
     "warmup_epochs": (lambda v: v >= 0, "0 or a positive whole number"),
     "warmup_learning_rate": (lambda v: v > 0, "a positive number"),
+    "profile_steps": (
+        lambda v: not v or (len(v) == 2 and all(type(x) is int for x in v) and 1 <= v[0] <= v[1]),
+        "two step numbers FIRST,LAST with 1 <= FIRST <= LAST, or () for none",
+    ),
     "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
 } | {
     key: (lambda v: v >= 1, "a whole number, at least 1")
@@ -74,6 +92,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "model.width",
         "epochs",
         "batch_size",
+        "accumulate_steps",
         "eval_batch_size",
         "steps_per_dispatch",
         "checkpoint_every_epochs",
@@ -95,6 +114,11 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
     return flat
 
 
+def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """A whole config flattened, with the keys that there were not yet when it was written."""
+    return ADDED_LATER | flatten(config)
+
+
 def differences(
     one: Mapping[str, Any] | ConfigDict,
     other: Mapping[str, Any] | ConfigDict,
@@ -104,7 +128,7 @@ def differences(
 
     A key that only one of them has counts as None in the other.
     """
-    a, b = flatten(one), flatten(other)
+    a, b = complete(one), complete(other)
     keys = sorted((a.keys() | b.keys()) - set(ignore))
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
@@ -173,6 +197,9 @@ def settle(config: ConfigDict) -> ConfigDict:
       RunError: names the key, the value found and what is accepted.
     """
     config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for key in ADDED_LATER.keys() - config.keys():
+            config[key] = ADDED_LATER[key]
     published = config.protocol == "published"
     if config.validation is None:
         config.validation = 0.0 if published else 0.1

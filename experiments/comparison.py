@@ -110,7 +110,7 @@ def load_run(folder: Path) -> Run:
         if not isinstance(value, kind):
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
     hidden = {"seed", *arguments.OPERATIONAL}
-    flat = arguments.flatten(content["config"])
+    flat = arguments.complete(content["config"])
     if flat.get("rank_scale") == 0:
         hidden |= {*_FACTOR_KEYS}
     config = {key: flat[key] for key in sorted(flat.keys() - hidden)}

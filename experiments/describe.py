@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import arguments, models
+from experiments import arguments
 from experiments.command_line import exit_code, read_config
 from experiments.data import image_set
 from experiments.mesh import on_this_machine
@@ -32,7 +32,7 @@ def describe(config: ConfigDict) -> Plan:
       RunError: the config asks for something that does not exist or does not fit.
     """
     config = on_this_machine(arguments.settle(config))
-    network = Network(models.build(config.model, image_set(config.data.name).num_classes))
+    network = Network.of(config, image_set(config.data.name).num_classes)
     return plan(config, network, batches_per_epoch=1)
 
 

@@ -1,9 +1,8 @@
 """Dispatches: several training steps in one call into the device.
 
 An epoch is cut at fixed places, whether a run was interrupted or not, so that the same compiled
-function computes the same step every time. On accelerators the steps of a dispatch are a
-``lax.scan``; on a CPU they are written out, because XLA compiles the weight gradients of
-convolutions inside a loop to code that is many times slower than outside of one.
+function computes the same step every time. How the steps of a dispatch are looped is told in
+``looping.py``, how a step takes its batch in parts in ``accumulation.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 
 from experiments import mesh as meshes
 from experiments import state as states
+from experiments.accumulation import mean_gradient, micro_batch_size
+from experiments.looping import on_cpu, repeat
 from experiments.state import Plan, TrainState
 
 
@@ -59,19 +60,21 @@ def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
     ]
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def default_steps() -> int:
     """The default: many where a call costs more than its arguments, one where compiling does."""
-    return 1 if _on_cpu() else 16
+    return 1 if on_cpu() else 16
 
 
 def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
-    """Several steps of one batch size as one jitted function; the state is donated."""
+    """Several steps of one batch size as one jitted function; the state is donated.
+
+    Raises:
+      RunError: the batch cannot be split into ``accumulate_steps`` micro-batches.
+    """
+    parts = plan.config.accumulate_steps
+    part_size = micro_batch_size(batch_size, parts)
     everywhere = meshes.replicated(plan.mesh)
-    batch_place = meshes.batch_sharding(plan.mesh, batch_size)
+    part_place = meshes.batch_sharding(plan.mesh, part_size)
     state_places = states.shardings(plan)
 
     @functools.partial(
@@ -84,22 +87,21 @@ def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any
         state: TrainState, arrays: Any, order: jax.Array, epoch: jax.Array, example: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-            indices = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
-            batch = task.batch(arrays, indices, epoch)
-            batch = jax.lax.with_sharding_constraint(batch, batch_place)
-            gradient = jax.value_and_grad(task.loss, has_aux=True)
-            (_, (model_state, sums)), grads = gradient(state.params, state.model_state, batch)
+            def gradient(model_state: Any, start: jax.Array) -> tuple[Any, tuple[Any, Any]]:
+                indices = jax.lax.dynamic_slice_in_dim(order, start, part_size)
+                batch = task.batch(arrays, indices, epoch)
+                batch = jax.lax.with_sharding_constraint(batch, part_place)
+                differentiated = jax.value_and_grad(task.loss, has_aux=True)
+                (_, (model_state, sums)), grads = differentiated(state.params, model_state, batch)
+                return model_state, (grads, sums)
+
+            starts = start + part_size * jnp.arange(parts, dtype=jnp.int32)
+            model_state, grads, sums = mean_gradient(gradient, state.model_state, starts)
             updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p + u, state.params, updates)
             return TrainState(state.step + 1, params, model_state, opt_state), sums
 
         starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
-        if not _on_cpu():
-            return jax.lax.scan(step, state, starts)
-        sums = []
-        for start in starts:
-            state, of_step = step(state, start)
-            sums.append(of_step)
-        return state, jax.tree.map(lambda *values: jnp.stack(values), *sums)
+        return repeat(step, state, starts)
 
     return run

@@ -33,12 +33,12 @@ from experiments.result import Data
 
 CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "table.txt"
 
-# What a run may be continued with a change of. Steps per dispatch and the mesh do not change the
-# experiment either, but they may change bits.
+# What a run may be continued with a change of. Steps per dispatch, rematerialization and the mesh
+# do not change the experiment either, but they may change bits.
 MAY_CHANGE = tuple(
     key
     for key in arguments.OPERATIONAL
-    if key != "steps_per_dispatch" and not key.startswith("mesh.")
+    if key not in ("steps_per_dispatch", "remat") and not key.startswith("mesh.")
 )
 
 

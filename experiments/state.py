@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import mesh as meshes
 from experiments import recipe
+from experiments.accumulation import micro_batch_size
 from experiments.errors import RunError
 from experiments.multiply_adds import multiply_adds
 
@@ -74,7 +75,8 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
       batches_per_epoch: steps in an epoch.
 
     Raises:
-      RunError: a rule does not fit the model, or the mesh not the devices.
+      RunError: a rule does not fit the model, the mesh not the devices, or the number of
+        micro-batches not the batch.
     """
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
@@ -86,10 +88,13 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
         raise RunError(str(error)) from error
     tx = recipe.optimizer(config, batches_per_epoch, table.ratio)
 
-    # Counted for a whole batch, since the choice between factors and kernel depends on its size.
+    # Counted for as many examples as are taken at once, since the choice between factors and kernel
+    # depends on their number.
+    size = micro_batch_size(config.batch_size, config.accumulate_steps)
+
     def count(of_params: Any) -> int:
-        inputs = network.example(config.batch_size)
-        return multiply_adds(network.apply, of_params, model_state, inputs) // config.batch_size
+        inputs = network.example(size)
+        return multiply_adds(network.apply, of_params, model_state, inputs) // size
 
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),

@@ -20,18 +20,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files, plots, recipe, run_folder, tasks
+from experiments import (
+    arguments,
+    compilation_cache,
+    files,
+    plots,
+    profiling,
+    recipe,
+    run_folder,
+    tasks,
+)
 from experiments import mesh as meshes
 from experiments import state as states
+from experiments.accumulation import micro_batch_size
 from experiments.checkpoint import Checkpoints
 from experiments.dispatch import default_steps, dispatch_function, dispatches
+from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
 from experiments.metrics import MetricsWriter, Progress, duration
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Best, Final, Result, commit, versions
 from experiments.state import Plan, TrainState
 from experiments.stopping import Stopped, StopSignal
-from lowrank_jax.tree import path_string
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -76,6 +86,9 @@ def _train(
     batches = task.batches_per_epoch()
     plan = states.plan(config, task.network, len(batches))
     total_steps = config.epochs * len(batches)
+    for batch_size in batches:
+        micro_batch_size(batch_size, config.accumulate_steps)
+    profiling.check(config.profile_steps, total_steps)
     stop.leave_if_requested()
 
     # ---------------------------------------------------------------- the run folder
@@ -83,6 +96,7 @@ def _train(
     if folder.finished:
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
+    until_done.enter_context(compilation_cache.kept_in(config.compilation_cache))
     run_folder.begin(folder, config, task.data, plan.table)
     until_done.enter_context(run_folder.held(workdir))
     say(_heading(config, task, plan, total_steps, workdir))
@@ -94,7 +108,7 @@ def _train(
     if latest is None:
         state = states.create(plan, task.network)
         progress = _new_progress(config.steps_per_dispatch or default_steps())
-        if spoiled := _not_finite(state):
+        if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
         state, progress = checkpoints.restore(
@@ -146,6 +160,7 @@ def _train(
     spent_before = progress["wall_time_s"]
     console = Progress(total_steps, config.batch_size, step)
     told = time.perf_counter()
+    profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
 
     def save() -> None:
         progress["wall_time_s"] = spent_before + time.perf_counter() - started
@@ -168,19 +183,20 @@ def _train(
                 if epoch * len(batches) + cut.first < step:
                     continue  # Done before the interruption.
                 run = compiled[cut.steps, cut.batch_size]
-                state, sums = run(
-                    state,
-                    arrays,
-                    order,
-                    jax.device_put(jnp.int32(epoch), everywhere),
-                    jax.device_put(jnp.int32(cut.example), everywhere),
-                )
-                losses = np.asarray(sums["loss"])
+                with profile.dispatch(cut.steps):
+                    state, sums = run(
+                        state,
+                        arrays,
+                        order,
+                        jax.device_put(jnp.int32(epoch), everywhere),
+                        jax.device_put(jnp.int32(cut.example), everywhere),
+                    )
+                    losses = np.asarray(sums["loss"])
                 stopping = stop.requested
                 # At a finite loss the last step can still have spoiled the state: not to be saved.
                 saves = stopping or cut is cuts[-1]
-                if not np.isfinite(losses).all() or (saves and _not_finite(state)):
-                    raise _diverged(state, step, losses, len(batches), checkpoints.latest())
+                if not np.isfinite(losses).all() or (saves and not_finite(state)):
+                    raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 progress["loss"] += float(losses.astype(np.float64).sum())
                 progress["correct"] += int(np.asarray(sums["correct"]).sum())
@@ -257,33 +273,6 @@ def _write_diagnostics(
         scalars if scalars is not None else {"learning_rate": float(plan.schedule(step))},
         diagnostics=diagnostics,
         spectra=values,
-    )
-
-
-def _not_finite(state: TrainState) -> list[str]:
-    """Paths of the leaves that hold NaN or infinity, parameters first."""
-    parts = [state.params, state.model_state, state.opt_state]
-    return [
-        path_string(path)
-        for part in parts
-        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-        if not np.isfinite(np.asarray(leaf)).all()
-    ]
-
-
-def _diverged(
-    state: TrainState, step: int, losses: np.ndarray, batches: int, saved: int | None
-) -> RunError:
-    """The error for a loss or a state that is not finite: at which step, and where."""
-    finite = np.isfinite(losses)
-    what, index = ("state", len(losses) - 1) if finite.all() else ("loss", int(np.argmin(finite)))
-    at = step + index + 1
-    bad = _not_finite(state)
-    where = f"; not finite: {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if bad[3:] else "")
-    return RunError(
-        f"the {what} is not finite at step {at} (epoch {(at - 1) // batches + 1})"
-        f"{where if bad else ''}. The checkpoint of step {saved} is intact; a lower learning_rate "
-        "is the first thing to try"
     )
 
 

@@ -10,20 +10,23 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.errors import RunError
-from experiments.models import resnet
+from experiments.models import projection_resnet, resnet
 
 
 class Entry(NamedTuple):
     """What the experiments know of a model."""
 
-    build: Callable[..., nn.Module]  # called with num_classes and the fields of `config.model`
+    # Called with num_classes, dtype, remat and the fields of `config.model`.
+    build: Callable[..., nn.Module]
     factorized: str  # pattern of the paths of the kernels that the published system factorizes
 
 
 MODELS: dict[str, Entry] = {
+    "projection_resnet": Entry(projection_resnet.ProjectionResNet, projection_resnet.FACTORIZED),
     "resnet": Entry(resnet.ResNet, resnet.FACTORIZED),
 }
 
@@ -37,12 +40,20 @@ def find(name: str) -> Entry:
     return MODELS[name]
 
 
-def build(model: Mapping[str, Any], num_classes: int) -> nn.Module:
+def build(
+    model: Mapping[str, Any],
+    num_classes: int,
+    precision: str = "float32",
+    remat: bool = False,
+) -> nn.Module:
     """The dense model that a config's `model` group describes.
 
     Args:
       model: `name`, and the fields of that model, e.g. `depth` and `width`.
       num_classes: number of logits.
+      precision: dtype of products and activations, "float32" or "bfloat16". Parameters, batch
+        statistics and logits are float32 in any case.
+      remat: whether the backward pass computes the inside of the model's blocks again.
 
     Raises:
       RunError: for an unknown model, or a field value that it refuses.
@@ -50,6 +61,8 @@ def build(model: Mapping[str, Any], num_classes: int) -> nn.Module:
     fields = dict(model)
     entry = find(fields.pop("name"))
     try:
-        return entry.build(num_classes=num_classes, **fields)
+        return entry.build(
+            num_classes=num_classes, dtype=jnp.dtype(precision), remat=remat, **fields
+        )
     except ValueError as error:
         raise RunError(str(error)) from error

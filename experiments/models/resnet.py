@@ -15,11 +15,16 @@ Parameter paths, with blocks counted from 1 to 3n:
 
     stem/kernel  stem_norm/{scale,bias}  head/{kernel,bias}
     block_1/{conv1,conv2}/kernel  block_1/{norm1,norm2}/{scale,bias}
+
+`dtype` is that of the convolutions and activations. Whatever it is, parameters, batch statistics
+and everything from the mean over pixels on are float32. With `remat`, the backward pass keeps the
+inputs of the blocks only and computes what is inside them again.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +57,21 @@ class Block(nn.Module):
 
     features: int
     stride: int = 1
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = Conv3x3(self.features, strides=self.stride, name="conv1")(x)
-        y = nn.relu(Norm(use_running_average=not train, name="norm1")(y))
-        y = Conv3x3(self.features, name="conv2")(y)
-        y = Norm(use_running_average=not train, name="norm2")(y)
-        return nn.relu(shortcut(x, self.features, self.stride) + y)
+        conv = partial(Conv3x3, self.features, dtype=self.dtype)
+        norm = partial(Norm, use_running_average=not train, dtype=self.dtype)
+        y = conv(strides=self.stride, name="conv1")(x)
+        y = nn.relu(norm(name="norm1")(y))
+        y = conv(name="conv2")(y)
+        y = norm(name="norm2")(y)
+        return nn.relu(self.shortcut(x, train) + y)
+
+    def shortcut(self, x: jax.Array, train: bool) -> jax.Array:
+        """What is added to the convolutions' output."""
+        return shortcut(x, self.features, self.stride)
 
 
 class ResNet(nn.Module):
@@ -68,12 +80,20 @@ class ResNet(nn.Module):
     Attributes:
       num_classes: number of logits.
       depth: layers with weights, 6n + 2 for n blocks per stage: 20, 32, 44, 56, 110, ...
-      width: multiplies the channel counts 16, 32 and 64.
+      width: multiplies the channel counts of the stages.
+      dtype: of the computation up to the mean over pixels; None: of images and parameters.
+      remat: whether the backward pass computes the inside of the blocks again.
     """
 
     num_classes: int
     depth: int = 20
     width: int = 1
+    dtype: Any = None
+    remat: bool = False
+
+    # What a family of these networks is made of.
+    block: ClassVar[type[nn.Module]] = Block
+    channels: ClassVar[int] = 16  # of the stem and the first stage
 
     def __post_init__(self) -> None:
         if self.depth < 8 or (self.depth - 2) % 6:
@@ -85,23 +105,32 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = Conv3x3(16 * self.width, name="stem")(images)
-        x = nn.relu(Norm(use_running_average=not train, name="stem_norm")(x))
+        channels = self.channels * self.width
+        x = Conv3x3(channels, dtype=self.dtype, name="stem")(images)
+        norm = Norm(use_running_average=not train, dtype=self.dtype, name="stem_norm")
+        x = nn.relu(norm(x))
+        # Argument 2 is `train`, behind the module and its input.
+        block = nn.remat(self.block, static_argnums=2) if self.remat else self.block
         blocks = (self.depth - 2) // 6
         for index in range(3 * blocks):
             stage = index // blocks
-            x = Block(
-                features=16 * self.width * 2**stage,
+            x = block(
+                features=channels * 2**stage,
                 stride=2 if stage > 0 and index % blocks == 0 else 1,
+                dtype=self.dtype,
                 name=f"block_{index + 1}",
             )(x, train)
-        x = jnp.mean(x, axis=(1, 2))
-        bound = x.shape[-1] ** -0.5  # PyTorch's default for the bias of a linear layer
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         return Dense(
             self.num_classes,
             kernel_init=kaiming_normal,
-            bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-                key, shape, dtype, -bound, bound
-            ),
+            bias_init=self.head_bias(x.shape[-1]),
             name="head",
         )(x)
+
+    def head_bias(self, fan_in: int) -> nn.initializers.Initializer:
+        """The initializer of the head's bias: PyTorch's default for a linear layer."""
+        bound = fan_in**-0.5
+        return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+            key, shape, dtype, -bound, bound
+        )

@@ -46,6 +46,15 @@ class Network:
 
     model: nn.Module
 
+    @classmethod
+    def of(cls, config: ConfigDict, num_classes: int) -> Network:
+        """The network of a settled config.
+
+        Raises:
+          RunError: the model is unknown, or refuses a value.
+        """
+        return cls(models.build(config.model, num_classes, config.precision, config.remat))
+
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""
         return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
@@ -115,7 +124,7 @@ class Classification:
             flip=config.augment.flip and own.flip,
         )
         return cls(
-            network=Network(models.build(config.model, data.num_classes)),
+            network=Network.of(config, data.num_classes),
             pipeline=pipeline,
             data=Data(data.name, data.origin, data.fingerprint),
             splits=splits,

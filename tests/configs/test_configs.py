@@ -87,6 +87,7 @@ def test_flags_override_every_kind_of_key(config_flag):
         "--config.data.download=never",
         "--config.augment.flip=False",
         "--config.weight_decay=5e-4",
+        "--config.profile_steps=10,20",
     )
     settled = arguments.settle(config)
     assert (settled.model.depth, settled.data.name, settled.epochs) == (20, "digits", 3)
@@ -94,6 +95,9 @@ def test_flags_override_every_kind_of_key(config_flag):
     assert settled.milestones == (0.3, 0.6, 0.9)
     assert (settled.data.download, settled.augment.flip) == ("never", False)
     assert settled.weight_decay == 5e-4
+    assert settled.profile_steps == (10, 20)
+    other_spelling = config_flag("base.py", "--config.profile_steps=(10, 20)")
+    assert other_spelling.profile_steps == (10, 20)
 
 
 def test_an_unknown_argument_reaches_the_command_as_a_run_error(config_flag):

@@ -42,7 +42,7 @@ def test_values_take_the_type_of_the_default(argument, key, value):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("initt=s", "unknown config argument 'initt' (did you mean 'init'?); known are batch_size"),
+        ("initt=s", "unknown config argument 'initt' (did you mean 'init'?); known are accum"),
         ("qqqq=1", "unknown config argument 'qqqq'; known are"),
         ("decay=frob", "decay='frob': expected one of none, plain, frobenius, crs"),
         ("protocol=our", "protocol='our': expected one of ours, published (did you mean 'ours'?)"),
@@ -119,8 +119,22 @@ def test_differences_survive_json_and_leave_out_operational_keys():
     assert arguments.differences(saved, config) == {"momentum": (None, 0.9)}
 
 
+def test_keys_added_later_mean_what_was_done_before():
+    config = arguments.settle(base.get_config())
+    old = {k: v for k, v in config.to_dict().items() if k not in arguments.ADDED_LATER}
+    assert len(old) == len(config) - len(arguments.ADDED_LATER)
+    assert arguments.differences(old, config) == {}
+    assert arguments.settle(ConfigDict(old)) == config
+    other = base.get_config("precision=bfloat16,accumulate_steps=2,remat")
+    assert arguments.differences(old, arguments.settle(other)) == {
+        "accumulate_steps": (1, 2),
+        "precision": ("float32", "bfloat16"),
+    }
+
+
 def test_every_listed_key_exists():
     keys = arguments.flatten(base.get_config()).keys()
+    assert arguments.ADDED_LATER.keys() <= keys
     assert set(arguments.OPERATIONAL) <= keys
     assert set(arguments.CHOICES) <= keys
     assert set(arguments._BOUNDS) <= keys

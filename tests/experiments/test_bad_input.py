@@ -68,7 +68,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ([CIFAR, "--config.rank_scale=inf"], "rank_scale=inf: expected 0"),
         ([CIFAR, "--config.seed=3000000000"], "seed=3000000000: expected a whole number from 0"),
         ([CIFAR, "--config.milestones=(.5,.2)"], "milestones=(0.5, 0.2): expected ascending"),
-        ([CIFAR, "--config.model.name=foo"], "unknown model 'foo'; known are resnet"),
+        ([CIFAR, "--config.precision=float16"], "precision='float16': expected one of float32"),
+        ([CIFAR, "--config.accumulate_steps=0"], "accumulate_steps=0: expected a whole number"),
+        ([CIFAR, "--config.accumulate_steps=3"], "accumulate_steps=3 does not divide a batch of 1"),
+        ([CIFAR, "--config.profile_steps=7"], "profile_steps=(7,): expected two step numbers"),
+        ([f"{CIFAR}:profile_steps=1"], "'profile_steps' takes a tuple: write --config.profile_st"),
+        ([CIFAR, "--config.model.name=foo"], "unknown model 'foo'; known are projection_r"),
     ],
 )
 def test_mistakes_on_the_command_line(flags: list[str], words: str, command: Any) -> None:
@@ -207,6 +212,7 @@ def refused(folder: Path, message: str, argument: str = "", **keys: Any) -> None
         *(("seed", 2), ("learning_rate", 0.2), ("epochs", 3), ("batch_size", 128)),
         *(("rank_scale", 0.6), ("decay", "plain"), ("init", "regular"), ("weight_decay", 1e-3)),
         *(("augment__crop", 2), ("model__depth", 20), ("validation", 0.2), ("variant", "deep")),
+        *(("precision", "bfloat16"), ("accumulate_steps", 2), ("remat", True)),
         *(("steps_per_dispatch", 2), ("milestones", (0.5, 0.6)), ("protocol", "published")),
     ],
 )

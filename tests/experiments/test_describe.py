@@ -56,6 +56,20 @@ def test_published_counts(
 
 
 @pytest.mark.usefixtures("no_data")
+def test_the_wide_network_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted by hand at depth 8: six convolutions of size 3 and two projections of size 1."""
+    found = described("model=projection_resnet,depth=8,rank_scale=0.111", capsys)
+    kernels = [(3, a, b) for a, b in [(64, 64), (64, 64), (64, 128), (128, 128), (128, 256)]]
+    kernels += [(3, 256, 256), (1, 64, 128), (1, 128, 256)]
+    norms = 2 * (64 + 2 * 64 + 3 * 128 + 3 * 256)
+    others = 27 * 64 + norms + 256 * 10 + 10
+    low_rank = sum(round(0.111 * k * after) * k * (before + after) for k, before, after in kernels)
+    assert found["dense_parameters"] == others + sum(k * k * a * b for k, a, b in kernels)
+    assert found["parameters"] == others + low_rank
+    assert len(found["rows"]) == 8
+
+
+@pytest.mark.usefixtures("no_data")
 def test_multiply_adds(capsys: pytest.CaptureFixture[str]) -> None:
     """Counted by hand: ResNet-8 has one block a stage, two convolutions each, and 32² pixels."""
     found = described("depth=8,rank_scale=0", capsys)

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets against the published counts, moments, and a computation in NumPy."""
+"""The ResNets against the published counts, moments, and a computation in NumPy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from experiments import models
+import lowrank_jax as lrj
+from configs import cifar_resnet
+from experiments import models, recipe
 from experiments.errors import RunError
-from experiments.models import resnet
+from experiments.models import projection_resnet, resnet
 
 
-def shapes(depth, classes=10, width=1, channels=3):
-    model = models.build({"name": "resnet", "depth": depth, "width": width}, classes)
+def shapes(depth, classes=10, width=1, channels=3, name="resnet"):
+    model = models.build({"name": name, "depth": depth, "width": width}, classes)
     images = jnp.zeros((1, 32, 32, channels))
     return jax.eval_shape(lambda key: model.init(key, images, False), jax.random.key(0))
 
@@ -51,6 +53,48 @@ def test_the_factorized_kernels_are_the_block_convolutions(depth, modules):
     assert sum(bool(re.fullmatch(pattern, path)) for path in paths) == modules
     assert {"stem/kernel", "block_1/conv1/kernel", "head/kernel", "head/bias"} <= set(paths)
     assert f"block_{modules // 2}/norm2/scale" in paths
+
+
+@pytest.mark.parametrize(
+    ("rank_scale", "published"),
+    [
+        (0.0087890625, 150090),
+        (0.02392578125, 373194),
+        (0.0478515625, 743370),
+        (0.07177734375, 1109898),
+    ],
+)
+def test_published_counts_of_the_wide_network(rank_scale, published):
+    params = shapes(32, name="projection_resnet")["params"]
+    assert count(params) == 7427914
+    config = cifar_resnet.get_config(f"model=projection_resnet,rank_scale={rank_scale}")
+    table = lrj.resolve(params, recipe.rules(config))
+    assert (table.parameters, table.dense_parameters) == (published, 7427914)
+    # Five blocks a stage; the first block of the second and of the third has a projection.
+    assert len(table.rows) == 32
+    projections = {row.path for row in table.rows if "conv" not in row.path}
+    assert projections == {"block_6/projection/kernel", "block_11/projection/kernel"}
+
+
+def test_the_wide_network_is_wider_by_width():
+    params = shapes(8, classes=7, width=2, name="projection_resnet")["params"]
+    assert params["stem"]["kernel"].shape == (3, 3, 3, 128)
+    assert params["head"]["kernel"].shape == (512, 7)
+    assert params["block_2"]["projection"]["kernel"].shape == (1, 1, 128, 256)
+    assert set(params["block_1"]) == {"conv1", "conv2", "norm1", "norm2"}
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_initialization_of_the_wide_network():
+    model = models.build({"name": "projection_resnet", "depth": 8, "width": 1}, 100)
+    init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), False))
+    for path, leaf in flatten_dict(init(jax.random.key(0))["params"]).items():
+        values = np.asarray(leaf, np.float64)
+        if path[-1] == "kernel":
+            error = 5 * np.sqrt(2 / values.size)
+            assert abs(values.var() * np.prod(leaf.shape[:-1]) / 2 - 1) < error, path
+        else:
+            np.testing.assert_array_equal(values, float(path[-1] == "scale"))
 
 
 def test_initialization_moments():
@@ -91,6 +135,35 @@ def convolve(x, kernel, stride):
         for i in range(3)
         for j in range(3)
     )
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(4, 2), (4, 1), (6, 1), (6, 2)])
+@pytest.mark.usefixtures("x64")
+def test_projection_block_against_numpy(channels, stride):
+    """Six features: a projection unless the shape stays; in evaluation, with statistics."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 8, 8, channels))
+    block = projection_resnet.ProjectionBlock(features=6, stride=stride)
+    shapes = jax.eval_shape(lambda x: block.init(jax.random.key(0), x, False), x)
+    variables = jax.tree.map(lambda leaf: 0.5 + np.abs(rng.normal(size=leaf.shape)), shapes)
+    variables["params"] = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes["params"])
+    p, statistics = variables["params"], variables["batch_stats"]
+    assert ("projection" in p) == (channels != 6 or stride != 1)
+
+    def norm(x, name):
+        scale = p[name]["scale"] / np.sqrt(statistics[name]["var"] + 1e-5)
+        return (x - statistics[name]["mean"]) * scale + p[name]["bias"]
+
+    y = np.maximum(norm(convolve(x, p["conv1"]["kernel"], stride), "norm1"), 0)
+    y = norm(convolve(y, p["conv2"]["kernel"], 1), "norm2")
+    if "projection" in p:
+        x_there = norm(
+            x[:, ::stride, ::stride] @ p["projection"]["kernel"][0, 0], "projection_norm"
+        )
+    else:
+        x_there = x
+    found = block.apply(variables, x, False)
+    np.testing.assert_allclose(found, np.maximum(x_there + y, 0), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -71,6 +71,23 @@ def test_operational_keys_do_not_split_a_setting(tmp_path):
     assert [len(setting.runs) for setting in settings] == [2, 3]
 
 
+def test_runs_from_before_a_key_existed_belong_to_its_first_meaning(tmp_path):
+    for seed in SEEDS:
+        path = write_run(tmp_path / str(seed), f"seed={seed}", 0.5) / "result.json"
+        if seed < 3:
+            result = json.loads(path.read_text())
+            for key in ("precision", "accumulate_steps", "remat", "profile_steps"):
+                del result["config"][key]
+            path.write_text(json.dumps(result))
+    write_run(tmp_path / "half", "seed=1,precision=bfloat16", 0.5)
+    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(tmp_path)])]
+    (settings,) = comparison.settings_by_yardstick(loaded).values()
+    assert [(setting.label, len(setting.runs)) for setting in settings] == [
+        ("precision=bfloat16", 1),
+        ("precision=float32", 3),
+    ]
+
+
 def test_labels_name_what_differs_in_numerical_order(tmp_path):
     for scale in ("9", "0.111", "3"):
         write_run(tmp_path / scale, f"rank_scale={scale},depth=20", 0.5)

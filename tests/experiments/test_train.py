@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
 
-from experiments import arguments, dispatch, tasks, train
+from experiments import arguments, looping, tasks, train
 from experiments.data import load, split_validation
 from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
 from experiments.dispatch import dispatches
@@ -126,7 +126,7 @@ def test_a_scan_trains_like_the_steps_written_out(
     """What accelerators run, on this machine."""
     runs = []
     for name, on_cpu in (("written_out", True), ("scan", False)):
-        monkeypatch.setattr(dispatch, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        monkeypatch.setattr(looping, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
         folder = tiny_runs.train(tmp_path / name, steps_per_dispatch=5)
         runs.append([line.get("train_loss", 0.0) for line in outcome(folder)["metrics"]])
     np.testing.assert_allclose(*runs, rtol=1e-4)

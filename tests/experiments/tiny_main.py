@@ -11,6 +11,7 @@ folder.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -30,13 +31,16 @@ class Tiny(nn.Module):
     num_classes: int
     depth: int = 20
     width: int = 1
+    dtype: Any = None
+    remat: bool = False  # There is nothing that could be computed again.
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = nn.relu(Conv(4, (3, 3), strides=4, use_bias=False, name="stem")(x))
-        x = Conv(8, (3, 3), strides=2, use_bias=False, name="conv")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
-        return Dense(self.num_classes, name="head")(x.mean((1, 2)))
+        conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
+        x = nn.relu(conv(4, strides=4, name="stem")(x))
+        x = conv(8, strides=2, name="conv")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
+        return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
 ENTRY = models.Entry(Tiny, r"conv/kernel")

@@ -1,0 +1,45 @@
+"""NaN and infinity: which leaves of the state hold them, and the error that says when and where."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from experiments.errors import RunError
+from experiments.state import TrainState
+from lowrank_jax.tree import path_string
+
+
+def not_finite(state: TrainState) -> list[str]:
+    """Paths of the leaves that hold NaN or infinity, parameters first."""
+    parts = [state.params, state.model_state, state.opt_state]
+    return [
+        path_string(path)
+        for part in parts
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+        if not np.isfinite(np.asarray(leaf)).all()
+    ]
+
+
+def diverged(
+    state: TrainState, step: int, losses: np.ndarray, batches: int, saved: int | None
+) -> RunError:
+    """The error for a loss or a state that is not finite.
+
+    Args:
+      state: after the dispatch.
+      step: steps done before it.
+      losses: of its steps; if all are finite, it is the last step that spoiled the state.
+      batches: steps in an epoch.
+      saved: the step of the latest checkpoint.
+    """
+    finite = np.isfinite(losses)
+    what, index = ("state", len(losses) - 1) if finite.all() else ("loss", int(np.argmin(finite)))
+    at = step + index + 1
+    bad = not_finite(state)
+    where = f"; not finite: {', '.join(bad[:3])}" + (f" and {len(bad) - 3} more" if bad[3:] else "")
+    return RunError(
+        f"the {what} is not finite at step {at} (epoch {(at - 1) // batches + 1})"
+        f"{where if bad else ''}. The checkpoint of step {saved} is intact; a lower learning_rate "
+        "is the first thing to try"
+    )

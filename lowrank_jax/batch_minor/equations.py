@@ -1,0 +1,116 @@
+"""Which equations of a jaxpr are convolutions of images, and which convolution each of them is.
+
+Automatic differentiation leaves three kinds of ``conv_general_dilated`` equations for a layer of
+Flax, whose images are ``(batch, height, width, channels)``. They are told apart by the layouts of
+their operands, which JAX's rules for the derivatives fix:
+
+    convolution        image (N, H, W, C), kernel (H, W, I, O)       -> image (N, H, W, C)
+    its input's        image (N, H, W, C), kernel (H, W, O, I)       -> image (N, H, W, C)
+    its kernel's       image as (C, H, W, N), image as (I, H, W, O)  -> kernel (H, W, I, O)
+
+so the kernel's layout may be any in the first two, which are one kind: images in, images out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowrank_jax.batch_minor.convolutions import Convolution, convolve, kernel_gradient
+from lowrank_jax.batch_minor.taps import Window
+
+# lax writes a layout as the positions of (batch, features, height, width), of kernels as those of
+# (out, in, height, width).
+_IMAGES = (0, 3, 1, 2)
+_IMAGES_AS_KERNEL_GRADIENT = (3, 0, 1, 2)
+
+
+def is_plain(params: Mapping[str, Any]) -> bool:
+    """Whether a convolution is 2-D and without groups."""
+    return (
+        params["feature_group_count"] == params["batch_group_count"] == 1
+        and len(params["window_strides"]) == 2
+    )
+
+
+def maps_images(params: Mapping[str, Any]) -> bool:
+    """Whether a plain convolution takes an image to an image."""
+    numbers = params["dimension_numbers"]
+    return numbers.lhs_spec == numbers.out_spec == _IMAGES
+
+
+def makes_kernel(params: Mapping[str, Any]) -> bool:
+    """Whether a plain convolution is the gradient of a kernel, from two images."""
+    numbers = params["dimension_numbers"]
+    return numbers.lhs_spec == numbers.rhs_spec == _IMAGES_AS_KERNEL_GRADIENT
+
+
+def image_convolution(
+    x: jax.Array, kernel: jax.Array, outputs: Sequence[int], params: Mapping[str, Any]
+) -> jax.Array:
+    """A convolution that maps images, applied to a batch-minor one.
+
+    Args:
+      x: ``(channels, height, width, batch)``.
+      kernel: in the layout that ``params`` names.
+      outputs: height and width of the result.
+      params: of the equation.
+    """
+    out, features, height, width = params["dimension_numbers"].rhs_spec
+    ordered = jnp.transpose(kernel, (height, width, features, out))
+    windows = [
+        Window(
+            inputs=x.shape[1 + axis],
+            outputs=outputs[axis],
+            taps=ordered.shape[axis],
+            stride=params["window_strides"][axis],
+            low=params["padding"][axis][0],
+            input_dilation=params["lhs_dilation"][axis],
+            dilation=params["rhs_dilation"][axis],
+        )
+        for axis in range(2)
+    ]
+    geometry = Convolution(ordered.shape[2], ordered.shape[3], *windows)
+    return convolve(x, ordered, geometry, **_options(params))
+
+
+def kernel_from_images(
+    x: jax.Array, y: jax.Array, outputs: Sequence[int], params: Mapping[str, Any]
+) -> jax.Array:
+    """The gradient of a kernel from two batch-minor images: the input and the output's gradient.
+
+    In the equation the output's gradient is the window that moves over the input: its stride is
+    the dilation of the convolution, its dilation the stride.
+
+    Args:
+      x, y: ``(channels, height, width, batch)``.
+      outputs: height and width of the kernel.
+      params: of the equation.
+
+    Returns:
+      The kernel in the layout that ``params`` names.
+    """
+    windows = [
+        Window(
+            inputs=x.shape[1 + axis],
+            outputs=y.shape[1 + axis],
+            taps=outputs[axis],
+            stride=params["rhs_dilation"][axis],
+            low=params["padding"][axis][0],
+            input_dilation=params["lhs_dilation"][axis],
+            dilation=params["window_strides"][axis],
+        )
+        for axis in range(2)
+    ]
+    geometry = Convolution(x.shape[0], y.shape[0], *windows)
+    gradient = kernel_gradient(x, y, geometry, **_options(params))
+    features_in, features_out, height, width = params["dimension_numbers"].out_spec
+    order = (height, width, features_in, features_out)
+    return jnp.transpose(gradient, [order.index(axis) for axis in range(4)])
+
+
+def _options(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: params[key] for key in ("precision", "preferred_element_type")}

@@ -1,0 +1,127 @@
+"""Gradient accumulation against closed forms in NumPy, and through the compiled step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_runs
+from ml_collections import ConfigDict
+from tiny_runs import compilation_cache, outcome, tiny  # noqa: F401
+
+import lowrank_jax as lrj
+from experiments import looping, mesh
+from experiments.accumulation import mean_gradient
+from experiments.dispatch import dispatch_function
+from experiments.errors import RunError
+from experiments.state import Plan, TrainState
+
+X = np.random.default_rng(0).normal(size=(24, 5))
+Y = np.random.default_rng(1).normal(size=(24, 3))
+FACTORS = {
+    "u": np.random.default_rng(2).normal(size=(5, 2)),
+    "vt": np.random.default_rng(3).normal(size=(2, 3)),
+}
+
+
+@pytest.fixture(params=["written_out", "scan"])
+def looped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of looping."""
+    monkeypatch.setattr(looping, "on_cpu", lambda: request.param == "written_out")
+
+
+class Regression:
+    """A task without coupling between examples: half the squared error of a low-rank map."""
+
+    def batch(self, arrays: Any, indices: jax.Array, epoch: jax.Array) -> Any:
+        return arrays[0][indices], arrays[1][indices]
+
+    def loss(self, params: Any, model_state: Any, batch: Any) -> Any:
+        x, y = batch
+        errors = 0.5 * jnp.sum((lrj.dot_general(x, params, (((1,), (0,)), ((), ()))) - y) ** 2, 1)
+        return jnp.mean(errors), (
+            {"batches": model_state["batches"] * 10 + len(y)},
+            {"loss": jnp.sum(errors), "correct": jnp.sum(errors < 2)},
+        )
+
+
+def one_epoch(accumulate_steps: int) -> tuple[TrainState, Any]:
+    """Two steps of plain gradient descent on batches of twelve."""
+    made, tx = mesh.make({"data": 1, "fsdp": 1, "tensor": 1}), optax.sgd(0.1)
+    params = lrj.LowRank(**{name: jnp.asarray(value) for name, value in FACTORS.items()})
+    state = TrainState(jnp.int32(0), params, {"batches": jnp.int32(0)}, tx.init(params))
+    places = mesh.parameter_shardings(made, state)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        places,
+    )
+    config = ConfigDict({"accumulate_steps": accumulate_steps})
+    plan = Plan(config, None, tx, lambda step: 0.1, abstract, made, 0, 0)  # type: ignore[arg-type]
+    run = dispatch_function(Regression(), plan, steps=2, batch_size=12)
+    arrays = (jnp.asarray(X), jnp.asarray(Y))
+    return run(jax.device_put(state, places), arrays, jnp.arange(24), jnp.int32(0), jnp.int32(0))
+
+
+@pytest.mark.usefixtures("x64", "looped")
+@pytest.mark.parametrize("accumulate_steps", [1, 2, 3, 12])
+def test_steps_are_those_of_whole_batches(accumulate_steps: int) -> None:
+    u, vt = FACTORS["u"], FACTORS["vt"]
+    losses, hits = [], []
+    for x, y in ((X[:12], Y[:12]), (X[12:], Y[12:])):
+        error = x @ u @ vt - y
+        each = 0.5 * (error**2).sum(1)
+        losses.append(each.sum())
+        hits.append((each < 2).sum())
+        kernel_gradient = x.T @ error / 12
+        u, vt = u - 0.1 * kernel_gradient @ vt.T, vt - 0.1 * u.T @ kernel_gradient
+    state, sums = one_epoch(accumulate_steps)
+    np.testing.assert_allclose(state.params.u, u, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(state.params.vt, vt, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(sums["loss"], losses, rtol=1e-12)
+    np.testing.assert_array_equal(sums["correct"], hits)
+    assert int(state.step) == 2
+    # The model's state goes through every micro-batch, which is of the right size.
+    expected = 0
+    for _ in range(2 * accumulate_steps):
+        expected = (expected * 10 + 12 // accumulate_steps) % 2**32
+    assert int(np.uint32(np.int32(state.model_state["batches"]))) == expected
+
+
+@pytest.mark.usefixtures("looped")
+def test_the_state_sees_micro_batches_in_order() -> None:
+    def gradient(state: jax.Array, micro_batch: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+        return 0.5 * state + micro_batch, (2.0 * micro_batch, 1)
+
+    found = mean_gradient(gradient, jnp.float32(8), jnp.array([1.0, 2.0, 4.0]))
+    np.testing.assert_allclose(found, [((8 / 2 + 1) / 2 + 2) / 2 + 4, 14 / 3, 3], rtol=1e-6)
+
+
+def test_micro_batches_of_a_whole_run(
+    tmp_path: Path,
+    tiny: None,  # noqa: F811
+) -> None:
+    """With batch norm and augmentation; no example is left out or counted twice."""
+    run = outcome(tiny_runs.train(tmp_path / "run", epochs=1, accumulate_steps=2))
+    assert run["steps"] == 5
+    hits = run["metrics"][-1]["train_accuracy"] * 5 * 256
+    assert hits == pytest.approx(round(hits), abs=1e-6)
+    assert run["metrics"][-1]["train_loss"] == pytest.approx(np.log(10), rel=0.3)
+
+
+def test_a_batch_that_cannot_be_split(
+    tmp_path: Path,
+    tiny: None,  # noqa: F811
+) -> None:
+    """Of 1437 images in batches of 256, the last batch of an epoch has 157."""
+    folder = tmp_path / "run"
+    with pytest.raises(RunError, match="accumulate_steps=3 does not divide a batch of 256 exampl"):
+        tiny_runs.train(folder, accumulate_steps=3)
+    with pytest.raises(RunError, match="accumulate_steps=4 does not divide a batch of 157 exampl"):
+        tiny_runs.train(folder, "protocol=published", accumulate_steps=4)
+    assert not folder.exists()
