@@ -75,9 +75,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Execution. None of these changes what is computed.
     config.eval_batch_size = 500
-    # An upper bound on training steps per call into the device. None: 16 on an accelerator, 1 on a
-    # CPU, where nothing is gained by more.
+    # An upper bound on training steps per call into the device. None: 16, fewer where that would
+    # take long on a CPU.
     config.steps_per_dispatch = placeholder(int)
+    # How images are stored inside compiled functions: as_written, or batch_minor, which is a
+    # multiple faster on a CPU. auto: batch_minor on a single CPU device.
+    config.layout = "auto"
+    # Whether a factorized kernel is applied as its factors or composed first: measure (both are
+    # timed when a run begins, once for each layer shape, where it is not obvious), or count (what
+    # costs fewer multiply-adds).
+    config.forms = "measure"
     # True: the backward pass computes the inside of residual blocks again, which saves memory and
     # costs time.
     config.remat = False

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.errors import RunError
-from experiments.looping import repeat
+from experiments.looping import Loop
 
 
 def micro_batch_size(batch_size: int, accumulate_steps: int) -> int:
@@ -45,6 +45,7 @@ def mean_gradient(
     gradient: Callable[[Any, jax.Array], tuple[Any, tuple[Any, Any]]],
     model_state: Any,
     micro_batches: jax.Array,
+    loop: Loop,
 ) -> tuple[Any, Any, Any]:
     """The gradient of one step, as the mean over its micro-batches.
 
@@ -53,6 +54,7 @@ def mean_gradient(
         the gradient of the mean loss over that micro-batch, and sums of metrics over it.
       model_state: before the step; goes from micro-batch to micro-batch.
       micro_batches: what tells them apart, one entry each along the first axis.
+      loop: `lax.scan`, or what does the same.
 
     Returns:
       The model state after the last micro-batch, the mean of the gradients, and the sums added up.
@@ -69,5 +71,5 @@ def mean_gradient(
 
     _, shapes = jax.eval_shape(gradient, model_state, micro_batches[0])
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (model_state, (grads, sums)), _ = repeat(add, (model_state, zeros), micro_batches)
+    (model_state, (grads, sums)), _ = loop(add, (model_state, zeros), micro_batches)
     return model_state, jax.tree.map(lambda total: total / count, grads), sums

@@ -17,8 +17,11 @@ import jax.numpy as jnp
 from experiments import mesh as meshes
 from experiments import state as states
 from experiments.accumulation import mean_gradient, micro_batch_size
-from experiments.looping import on_cpu, repeat
+from experiments.looping import Loop, on_cpu, written_out
 from experiments.state import Plan, TrainState
+
+_MOST_STEPS = 16
+_MULTIPLY_ADDS_PER_DISPATCH = 3 * 10**11  # Seconds on a few cores.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +63,24 @@ def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
     ]
 
 
-def default_steps() -> int:
-    """The default: many where a call costs more than its arguments, one where compiling does."""
-    return 1 if on_cpu() else 16
+def loop_of(plan: Plan) -> Loop:
+    """How the steps of a dispatch, and the micro-batches of a step, are looped."""
+    return written_out if on_cpu() and not plan.batch_minor else jax.lax.scan
+
+
+def default_steps(plan: Plan) -> int:
+    """The default: sixteen where steps are scanned, one where they would be written out.
+
+    On a CPU, where a step may take seconds, fewer if a dispatch would be very long: a run can only
+    be stopped between two.
+    """
+    if loop_of(plan) is not jax.lax.scan:
+        return 1
+    if not on_cpu():
+        return _MOST_STEPS
+    # The backward pass costs about twice the forward pass.
+    of_step = 3 * plan.multiply_adds * plan.config.batch_size
+    return max(1, min(_MOST_STEPS, _MULTIPLY_ADDS_PER_DISPATCH // of_step))
 
 
 def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
@@ -76,6 +94,7 @@ def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any
     everywhere = meshes.replicated(plan.mesh)
     part_place = meshes.batch_sharding(plan.mesh, part_size)
     state_places = states.shardings(plan)
+    loop = loop_of(plan)
 
     @functools.partial(
         jax.jit,
@@ -91,17 +110,17 @@ def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any
                 indices = jax.lax.dynamic_slice_in_dim(order, start, part_size)
                 batch = task.batch(arrays, indices, epoch)
                 batch = jax.lax.with_sharding_constraint(batch, part_place)
-                differentiated = jax.value_and_grad(task.loss, has_aux=True)
+                differentiated = plan.in_layout(jax.value_and_grad(task.loss, has_aux=True))
                 (_, (model_state, sums)), grads = differentiated(state.params, model_state, batch)
                 return model_state, (grads, sums)
 
             starts = start + part_size * jnp.arange(parts, dtype=jnp.int32)
-            model_state, grads, sums = mean_gradient(gradient, state.model_state, starts)
+            model_state, grads, sums = mean_gradient(gradient, state.model_state, starts, loop)
             updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p + u, state.params, updates)
             return TrainState(state.step + 1, params, model_state, opt_state), sums
 
         starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
-        return repeat(step, state, starts)
+        return loop(step, state, starts)
 
     return run

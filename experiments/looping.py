@@ -1,8 +1,8 @@
 """Rounds of one computation inside a compiled function: training steps, micro-batches.
 
-On accelerators they are a `lax.scan`; on a CPU they are written out, because XLA compiles the
-weight gradients of convolutions inside a loop to code that is many times slower than outside of
-one.
+They are a `lax.scan`, with one exception: XLA compiles the weight gradients of convolutions inside
+a loop to code for CPUs that is many times slower than outside of one. Where there are such, the
+rounds are written out.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# As `lax.scan(body, carry, xs)`.
+Loop = Callable[[Callable[[Any, jax.Array], tuple[Any, Any]], Any, jax.Array], tuple[Any, Any]]
+
 
 def on_cpu() -> bool:
     """Whether compiled functions run on a CPU."""
     return jax.default_backend() == "cpu"
 
 
-def repeat(
+def written_out(
     body: Callable[[Any, jax.Array], tuple[Any, Any]], carry: Any, xs: jax.Array
 ) -> tuple[Any, Any]:
-    """As `lax.scan(body, carry, xs)`, for at least one round.
+    """As `lax.scan(body, carry, xs)` for at least one round, one round after the other.
 
     Args:
       body: from carry and one of `xs` to the next carry and an output, both pytrees.
@@ -33,12 +36,10 @@ def repeat(
       The last carry, and the outputs stacked along a new first axis.
 
     Example:
-      >>> last, seen = repeat(lambda total, x: (total + x, total), jnp.int32(0), jnp.arange(4))
+      >>> last, seen = written_out(lambda sum, x: (sum + x, sum), jnp.int32(0), jnp.arange(4))
       >>> int(last), seen.tolist()
       (6, [0, 0, 1, 3])
     """
-    if not on_cpu():
-        return jax.lax.scan(body, carry, xs)
     outputs = []
     for x in xs:
         carry, output = body(carry, x)

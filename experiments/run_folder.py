@@ -3,6 +3,7 @@
     config.json      the settled config
     data.json        name, origin and fingerprint of the data
     table.json       the factorization table (table.txt: the same to read)
+    forms.json       how each factorized kernel is applied
     metrics.jsonl    one line per record; tensorboard/ has the same
     checkpoints/     one folder per step, with a manifest
     result.json      the outcome, written last
@@ -28,17 +29,19 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import arguments, files
 from experiments.errors import RunError
+from experiments.forms import Forms
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Data
 
 CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "table.txt"
+FORMS = "forms.json"
 
-# What a run may be continued with a change of. Steps per dispatch, rematerialization and the mesh
-# do not change the experiment either, but they may change bits.
+# What a run may be continued with a change of. Steps per dispatch, layout, forms,
+# rematerialization and the mesh do not change the experiment either, but they may change bits.
 MAY_CHANGE = tuple(
     key
     for key in arguments.OPERATIONAL
-    if key not in ("steps_per_dispatch", "remat") and not key.startswith("mesh.")
+    if key not in ("steps_per_dispatch", "layout", "forms", "remat") and not key.startswith("mesh.")
 )
 
 
@@ -153,6 +156,24 @@ def read_table(path: Path) -> lrj.Table:
         return lrj.Table.from_json((path / TABLE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read {path / TABLE}: {error}") from error
+
+
+def read_forms(path: Path, table: lrj.Table) -> Forms | None:
+    """How a run that has begun applies its kernels; None if that is not written yet.
+
+    Raises:
+      RunError: the file is damaged, or of other kernels than the table.
+    """
+    if not (path / FORMS).exists():
+        return None
+    try:
+        forms = Forms.from_dict(_read_object(path / FORMS))
+    except ValueError as error:
+        raise RunError(f"{path / FORMS} is damaged: {error}") from error
+    for row in forms.rows:
+        if table.row(row.path) is None:
+            raise RunError(f"{path / FORMS} is damaged: {row.path!r} is not a factorized kernel")
+    return forms
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ before an array exists, and a checkpoint has its target.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,10 @@ from experiments import mesh as meshes
 from experiments import recipe
 from experiments.accumulation import micro_batch_size
 from experiments.errors import RunError
+from experiments.layout import is_batch_minor
 from experiments.multiply_adds import multiply_adds
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +57,7 @@ class Plan:
       schedule: learning rate by step.
       abstract: the state, as shapes with shardings.
       mesh: of devices.
+      batch_minor: whether images are stored with the batch last inside compiled functions.
       multiply_adds, dense_multiply_adds: of one example's forward pass.
     """
 
@@ -62,8 +67,13 @@ class Plan:
     schedule: optax.Schedule
     abstract: TrainState
     mesh: Mesh
+    batch_minor: bool
     multiply_adds: int
     dense_multiply_adds: int
+
+    def in_layout(self, function: Function) -> Function:
+        """The function, computed in the layout of the run; not to be differentiated."""
+        return lrj.batch_minor(function) if self.batch_minor else function
 
 
 def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
@@ -88,14 +98,6 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
         raise RunError(str(error)) from error
     tx = recipe.optimizer(config, batches_per_epoch, table.ratio)
 
-    # Counted for as many examples as are taken at once, since the choice between factors and kernel
-    # depends on their number.
-    size = micro_batch_size(config.batch_size, config.accumulate_steps)
-
-    def count(of_params: Any) -> int:
-        inputs = network.example(size)
-        return multiply_adds(network.apply, of_params, model_state, inputs) // size
-
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=params,
@@ -114,8 +116,23 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
         schedule=recipe.learning_rate(config, batches_per_epoch),
         abstract=abstract,
         mesh=mesh,
-        multiply_adds=count(params),
-        dense_multiply_adds=count(dense_params),
+        batch_minor=is_batch_minor(config.layout, mesh),
+        multiply_adds=_multiply_adds(config, network, params, model_state),
+        dense_multiply_adds=_multiply_adds(config, network, dense_params, model_state),
+    )
+
+
+def recounted(plan: Plan, network: Any) -> Plan:
+    """The plan with the multiply-adds of a network that applies the same kernels in other forms."""
+    count = _multiply_adds(plan.config, network, *abstract_variables(plan))
+    return dataclasses.replace(plan, multiply_adds=count)
+
+
+def abstract_variables(plan: Plan) -> tuple[Any, Any]:
+    """Parameters and model state as shapes, wherever they may live."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (plan.abstract.params, plan.abstract.model_state),
     )
 
 
@@ -146,6 +163,13 @@ def create(plan: Plan, network: Any) -> TrainState:
 def shardings(plan: Plan) -> TrainState:
     """Where each leaf of the state lives."""
     return jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
+
+
+def _multiply_adds(config: ConfigDict, network: Any, params: Any, model_state: Any) -> int:
+    """Of one example, counted for as many as are taken at once: the choice between factors and
+    kernel depends on their number."""
+    size = micro_batch_size(config.batch_size, config.accumulate_steps)
+    return multiply_adds(network.apply, params, model_state, network.example(size)) // size
 
 
 def _split(variables: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,9 +1,10 @@
 """Training: one loop for every task, from a config to a run folder.
 
-It reads from top to bottom: the plan, the folder, the compiled steps, the epochs, the result. Steps
-run several to a dispatch, and every dispatch begins and ends at a fixed place of its epoch, whether
-the run was interrupted or not; data order and augmentation are functions of seed and epoch. So a
-run that was killed and started again ends with the same bits as one that never stopped.
+It reads from top to bottom: the plan, the folder, the forms of the kernels, the compiled steps, the
+epochs, the result. Steps run several to a dispatch, and every dispatch begins and ends at a fixed
+place of its epoch, whether the run was interrupted or not; data order and augmentation are
+functions of seed and epoch, and forms are kept. So a run that was killed and started again ends
+with the same bits as one that never stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from experiments import (
     arguments,
     compilation_cache,
     files,
+    forms,
     plots,
     profiling,
     recipe,
@@ -99,15 +101,23 @@ def _train(
     until_done.enter_context(compilation_cache.kept_in(config.compilation_cache))
     run_folder.begin(folder, config, task.data, plan.table)
     until_done.enter_context(run_folder.held(workdir))
-    say(_heading(config, task, plan, total_steps, workdir))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    latest = checkpoints.latest()
+
+    # ---------------------------------------------------------------- how kernels are applied
+    stored = run_folder.read_forms(workdir, plan.table)
+    task, plan, applied = forms.choose(task, plan, say, stored)
+    if stored is None and applied.rows:
+        if latest is not None:
+            say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
+        files.write_json(workdir / run_folder.FORMS, applied.as_dict())
+    say(_heading(config, task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     stop.leave_if_requested()
-    latest = checkpoints.latest()
     if latest is None:
         state = states.create(plan, task.network)
-        progress = _new_progress(config.steps_per_dispatch or default_steps())
+        progress = _new_progress(config.steps_per_dispatch or default_steps(plan))
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
@@ -138,7 +148,7 @@ def _train(
             compiled[cut.steps, cut.batch_size] = function.lower(
                 plan.abstract, arrays, order, zero, zero
             ).compile()
-    evaluate = jax.jit(task.evaluate)
+    evaluate = jax.jit(plan.in_layout(task.evaluate))
     progress["compile_time_s"] += time.perf_counter() - compiling
     say(f"compiled in {time.perf_counter() - compiling:.0f} s")
 
@@ -344,7 +354,14 @@ def _result(
     )
 
 
-def _heading(config: ConfigDict, task: Any, plan: Plan, total_steps: int, workdir: Path) -> str:
+def _heading(
+    config: ConfigDict,
+    task: Any,
+    plan: Plan,
+    applied: forms.Forms,
+    total_steps: int,
+    workdir: Path,
+) -> str:
     sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in task.splits.items())
     lines = [
         f"{config.name}: {config.model.name} of depth {config.model.depth} in {workdir}",
@@ -356,6 +373,8 @@ def _heading(config: ConfigDict, task: Any, plan: Plan, total_steps: int, workdi
         f"steps: {total_steps} in {config.epochs} epochs on {plan.mesh.size} "
         f"{jax.devices()[0].platform} device(s)",
     ]
+    if applied.rows:
+        lines.insert(3, f"forms: {applied.summary}")
     if config.expected_accuracy:
         lines.append(
             f"expected to reach at least {config.expected_accuracy:.1%} on the test images"

@@ -6,6 +6,7 @@ a pytree node that holds its factors and knows what dense kernel they stand for:
 * :func:`factorize` turns dense kernels into weights (spectral initialization by default),
   :func:`merge` turns them back;
 * :func:`frobenius_decay` and :func:`decay` are Optax transforms for such trees;
+* :func:`batch_minor` makes a convolutional training step several times faster on a CPU;
 * :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
   ``lowrank_jax.linen`` (imported by itself, it needs flax) has layers that do.
 
@@ -14,6 +15,7 @@ Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
 from lowrank_jax import diagnostics, initializers, restructure
+from lowrank_jax.batch_minor import batch_minor
 from lowrank_jax.budget import target_ratio
 from lowrank_jax.factorize import factorize, merge, refactorize
 from lowrank_jax.initializers import regular, spectral, spectral_ones, variance_matched
@@ -55,6 +57,7 @@ __all__ = [
     "SpatialLowRank",
     "StableRank",
     "Table",
+    "batch_minor",
     "break_even_rank",
     "conv_general_dilated",
     "decay",

@@ -157,6 +157,9 @@ def test_commands(tmp_path: Path):
             case ["-m", "experiments.evaluate", folder]:
                 assert "they agree" in shell.run(command)
                 assert (tmp_path / folder / "evaluation.json").is_file()
+            case ["-m", "experiments.benchmark"]:
+                shell.run(command, "--quick", "--only=data", "--alternations=6")
+                assert list(tmp_path.glob("runs/benchmark/*.json"))
             case ["-m", "experiments.report", "runs", "--out=report"]:
                 assert "fashion_small, test accuracy" in shell.run(command)
                 assert (tmp_path / "report" / "report.md").is_file()

@@ -22,7 +22,6 @@ from experiments.benchmark import networks, readme, sections
 from experiments.benchmark.options import Options
 from experiments.benchmark.outcome import Outcome
 from experiments.command_line import exit_code
-from experiments.dispatch import default_steps
 from experiments.result import hardware
 
 
@@ -78,7 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             chosen.alternations,
             networks.choose(chosen.network),
             chosen.quick,
-            steps=default_steps(),
             platform=machine["platform"],
             cores=machine["cores"],
         )

@@ -28,7 +28,6 @@ class Contender:
       network: which network.
       rank_scale: of its factorized kernels; 0 is the dense network.
       batch_size: examples per step.
-      steps: in one turn.
       precision: `float32` or `bfloat16`: of the activations; parameters are always float32.
       platform: JAX's name of the kind of device: `cpu`, `gpu`, `tpu`.
       cores: processor cores to use.
@@ -39,11 +38,15 @@ class Contender:
     network: Network
     rank_scale: float
     batch_size: int
-    steps: int
     precision: str
     platform: str
     cores: int
     overrides: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps in one turn."""
+        return self.network.steps_per_turn
 
     @property
     def label(self) -> str:

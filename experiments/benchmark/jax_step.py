@@ -17,25 +17,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import arguments
+from experiments import arguments, forms
 from experiments import mesh as meshes
 from experiments import state as states
 from experiments.benchmark.contenders import Contender
 from experiments.data.pipeline import ImagePipeline
-from experiments.dispatch import dispatch_function
+from experiments.dispatch import default_steps, dispatch_function
 from experiments.result import Data
 from experiments.tasks.classification import Classification, Network
 
 CLASSES = 10
 _TURNS_PER_EPOCH = 8
-
-
-def plain_lax(network: Network) -> Network:
-    """The network with lax's own convolutions, dense or as two factors, and nothing special.
-
-    TODO(issue 3): returns the network unchanged until the fast operators stand.
-    """
-    return network
 
 
 def config(contender: Contender) -> ConfigDict:
@@ -50,6 +42,8 @@ def config(contender: Contender) -> ConfigDict:
     found.rank_scale = contender.rank_scale
     found.batch_size = contender.batch_size
     found.precision = contender.precision
+    if contender.implementation == "lax":
+        found.layout, found.forms = "as_written", "count"
     for key, value in contender.overrides:
         found[key] = value
     return arguments.settle(found)
@@ -61,9 +55,8 @@ def task(contender: Contender, settled: ConfigDict) -> Classification:
     examples = contender.batch_size * contender.steps * _TURNS_PER_EPOCH
     images = generator.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, CLASSES, examples, dtype=np.int32)
-    network = Network.of(settled, CLASSES)
     return Classification(
-        network=plain_lax(network) if contender.implementation == "lax" else network,
+        network=Network.of(settled, CLASSES),
         pipeline=ImagePipeline(mean=(0.5,), std=(0.25,)),
         data=Data("random images", "made here", ""),
         splits={"train": (images, labels), "test": (images[:1], labels[:1])},
@@ -76,7 +69,8 @@ def task(contender: Contender, settled: ConfigDict) -> Classification:
 
 
 class JaxStep:
-    """The compiled step with its state; a call is one dispatch, ended by reading its losses.
+    """The compiled steps with their state; a call is one turn, each dispatch of it ended by reading
+    its losses.
 
     Attributes:
       facts: see `experiments.benchmark.worker.Step`.
@@ -87,36 +81,42 @@ class JaxStep:
         settled = config(contender)
         self.task = task(contender, settled)
         self.plan = states.plan(settled, self.task.network, len(self.task.batches_per_epoch()))
+        self.task, self.plan, chosen = forms.choose(self.task, self.plan, lambda line: None)
         everywhere = meshes.replicated(self.plan.mesh)
         self.arrays = jax.device_put(self.task.splits, everywhere)
         self.order = jax.device_put(self.task.order(0), everywhere)
         self._epoch = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
-        examples = contender.steps * contender.batch_size
+        # Turns of equal dispatches, so that one function is compiled.
+        at_most = min(default_steps(self.plan), contender.steps)
+        steps = next(k for k in range(at_most, 0, -1) if contender.steps % k == 0)
+        self._dispatches = contender.steps // steps
         self._starts = [
-            jax.device_put(jnp.int32(turn * examples), everywhere)
-            for turn in range(_TURNS_PER_EPOCH)
+            jax.device_put(jnp.int32(dispatch * steps * contender.batch_size), everywhere)
+            for dispatch in range(self._dispatches * _TURNS_PER_EPOCH)
         ]
         started = time.perf_counter()
-        function = dispatch_function(self.task, self.plan, contender.steps, contender.batch_size)
+        function = dispatch_function(self.task, self.plan, steps, contender.batch_size)
         self._run = function.lower(
             self.plan.abstract, self.arrays, self.order, self._epoch, self._starts[0]
         ).compile()
         compile_s = time.perf_counter() - started
         self.state = states.create(self.plan, self.task.network)
-        self._turns = 0
+        self._dispatched = 0
         self.facts: dict[str, Any] = {
             "parameters": self.plan.table.parameters,
             "multiply_adds": self.plan.multiply_adds,
             "compile_s": compile_s,
+            "forms": chosen.summary if chosen.rows else None,
             "device": jax.devices()[0].device_kind,
         }
 
     def __call__(self) -> None:
-        start = self._starts[self._turns % _TURNS_PER_EPOCH]
-        self._turns += 1
-        self.state, sums = self._run(self.state, self.arrays, self.order, self._epoch, start)
-        jax.block_until_ready(self.state)
-        np.asarray(sums["loss"])
+        for _ in range(self._dispatches):
+            start = self._starts[self._dispatched % len(self._starts)]
+            self._dispatched += 1
+            self.state, sums = self._run(self.state, self.arrays, self.order, self._epoch, start)
+            jax.block_until_ready(self.state)
+            np.asarray(sums["loss"])
 
     def device_peak_bytes(self) -> int | None:
         stats = jax.devices()[0].memory_stats()

@@ -18,6 +18,8 @@ class Network:
       depth: 6n + 2.
       width: multiplies the model's own channel counts.
       rank_scales: 0 is the dense network.
+      steps_per_turn: steps that are timed together; fewer where a step takes seconds.
+      implementations: who takes part besides this project; lax alone takes minutes for some.
     """
 
     name: str
@@ -26,13 +28,22 @@ class Network:
     depth: int
     width: int
     rank_scales: tuple[float, ...]
+    steps_per_turn: int
+    implementations: tuple[str, ...] = ("lax", "torch")
 
 
-RESNET20 = Network("resnet20", "ResNet-20", "resnet", 20, 1, (0.0, 0.111, 0.333))
+RESNET20 = Network("resnet20", "ResNet-20", "resnet", 20, 1, (0.0, 0.111, 0.333), 8)
 WIDE_RESNET32 = Network(
-    "wide_resnet32", "ResNet-32 (64/128/256)", "projection_resnet", 32, 1, (0.0, 0.111)
+    "wide_resnet32",
+    "ResNet-32 (64/128/256)",
+    "projection_resnet",
+    32,
+    1,
+    (0.0, 0.111),
+    2,
+    ("torch",),
 )
-TINY = Network("tiny", "ResNet-8", "resnet", 8, 1, (0.0, 0.111))
+TINY = Network("tiny", "ResNet-8", "resnet", 8, 1, (0.0, 0.111), 2)
 """For a look at whether everything works; its figures say nothing."""
 
 NETWORKS = {network.name: network for network in (RESNET20, WIDE_RESNET32, TINY)}

@@ -19,7 +19,6 @@ class Options:
       networks: whose steps are measured.
       batch_size: examples per step.
       quick: only to see that everything works: a tiny network, tiny batches, small kernels.
-      steps: per turn, and per dispatch.
       platform, cores: of this machine, as in `Contender`.
     """
 
@@ -27,7 +26,6 @@ class Options:
     networks: tuple[Network, ...]
     batch_size: int
     quick: bool
-    steps: int
     platform: str
     cores: int
 
@@ -37,7 +35,6 @@ class Options:
         alternations: int | None,
         networks: tuple[Network, ...] | None,
         quick: bool,
-        steps: int,
         platform: str,
         cores: int,
     ) -> Options:
@@ -52,7 +49,7 @@ class Options:
             raise RunError(f"--alternations={alternations}: expected a whole number, at least 1")
         if networks is None:
             networks = (TINY,) if quick else (RESNET20,)
-        return cls(alternations, networks, 8 if quick else 128, quick, steps, platform, cores)
+        return cls(alternations, networks, 8 if quick else 128, quick, platform, cores)
 
     def contender(
         self, implementation: str, network: Network, rank_scale: float, precision: str = "float32"
@@ -63,7 +60,6 @@ class Options:
             network,
             rank_scale,
             self.batch_size,
-            self.steps,
             precision,
             self.platform,
             self.cores,

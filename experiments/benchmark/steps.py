@@ -25,12 +25,9 @@ INSTALL_TORCH = "pip install -e '.[benchmark]'"
 def measure(options: Options, say: Say) -> Iterator[dict[str, Any]]:
     """The section's record after each network (and, on an accelerator, precision)."""
     found: list[dict[str, Any]] = []
-    implementations = [name for name in IMPLEMENTATIONS if name != "torch"]
     note = _without_torch(options.platform)
     if note:
         say(note)
-    else:
-        implementations.append("torch")
     precisions = ["float32"] if options.platform == "cpu" else ["float32", "bfloat16"]
     for network in options.networks:
         for precision in precisions:
@@ -38,7 +35,8 @@ def measure(options: Options, say: Say) -> Iterator[dict[str, Any]]:
             contenders = [
                 options.contender(implementation, network, scale, precision)
                 for scale in network.rank_scales
-                for implementation in implementations
+                for implementation in ("ours", *network.implementations)
+                if implementation != "torch" or not note
             ]
             found.append(_measured(network, precision, contenders, options, say))
             yield {"note": note, "networks": found}
@@ -67,7 +65,7 @@ def _measured(
         "title": network.title,
         "precision": precision,
         "batch_size": options.batch_size,
-        "steps_per_turn": options.steps,
+        "steps_per_turn": network.steps_per_turn,
         "contenders": [_row(contender, found) for contender in contenders],
     }
 

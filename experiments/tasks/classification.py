@@ -9,6 +9,7 @@ normalises by ImageNet's statistics and keeps the partial last batch of an epoch
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ from experiments.data.pipeline import (
 )
 from experiments.errors import RunError
 from experiments.result import Data
+from lowrank_jax.linen import lift
+from lowrank_jax.linen.normalization import efficient_batch_norm
 
 Arrays = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -54,6 +57,10 @@ class Network:
           RunError: the model is unknown, or refuses a value.
         """
         return cls(models.build(config.model, num_classes, config.precision, config.remat))
+
+    def in_forms(self, compose: Mapping[str, bool]) -> Network:
+        """The same network that applies the factorized kernels at these paths composed or not."""
+        return dataclasses.replace(self, model=lift(self.model, compose=compose))
 
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""
@@ -157,9 +164,10 @@ class Classification:
     def loss(self, params: Any, model_state: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         """Mean cross-entropy; beside it the new model state and sums of metrics over the batch."""
         images, labels = batch
-        logits, model_state = self.network.model.apply(
-            {"params": params, **model_state}, images, True, mutable=list(model_state)
-        )
+        with efficient_batch_norm():
+            logits, model_state = self.network.model.apply(
+                {"params": params, **model_state}, images, True, mutable=list(model_state)
+            )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
         return jnp.mean(losses), (model_state, {"loss": jnp.sum(losses), "correct": correct})

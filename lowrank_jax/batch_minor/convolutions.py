@@ -35,6 +35,9 @@ HEIGHT, WIDTH = 1, 2  # Axes of a batch-minor image.
 # Reading or writing one element costs about as much as this many multiply-adds.
 _MULTIPLY_ADDS_PER_ELEMENT = 32
 
+# A kernel's gradient does not keep columns of more than this many times the output's rows.
+_MOST_KEPT = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
@@ -56,7 +59,7 @@ class Convolution:
 
     def sides(self) -> tuple[bool, bool]:
         """For height and width: whether the taps are taken on the input side. The cheapest way."""
-        return min(itertools.product((True, False), repeat=2), key=self._cost)
+        return min(itertools.product((True, False), (True, False)), key=self._cost)
 
     def _cost(self, sides: tuple[bool, bool]) -> float:
         rows_in, rows_out, pixels = self.channels_in, self.channels_out, 1
@@ -93,9 +96,7 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Convolution, **options: 
     return functools.reduce(operator.add, moved)
 
 
-def kernel_gradient(
-    x: jax.Array, y: jax.Array, geometry: Convolution, **options: Any
-) -> jax.Array:
+def kernel_gradient(x: jax.Array, y: jax.Array, geometry: Convolution, **options: Any) -> jax.Array:
     """The derivative of ``sum(y * convolve(x, kernel, geometry))`` by the kernel.
 
     Args:
@@ -108,6 +109,10 @@ def kernel_gradient(
       ``(height taps, width taps, channels_in, channels_out)``.
     """
     sides = geometry.sides()
+    if len(list(_positions(geometry, sides, True))) * len(x) > _MOST_KEPT * len(y):
+        # The compiler would make the columns in the forward pass and keep them. A zero from the
+        # backward pass stops it; where they are small, keeping them costs less than making them.
+        x = x + 0 * y[0, 0, 0, 0]
     columns = jnp.concatenate(
         [_move(x, geometry, taps, read) for taps in _positions(geometry, sides, True)]
     )
@@ -165,9 +170,7 @@ def _to_matrix(kernel: jax.Array, sides: tuple[bool, bool]) -> jax.Array:
     return ordered.reshape(math.prod(ordered.shape[: len(_output_axes(sides)) + 1]), -1)
 
 
-def _from_matrix(
-    matrix: jax.Array, geometry: Convolution, sides: tuple[bool, bool]
-) -> jax.Array:
+def _from_matrix(matrix: jax.Array, geometry: Convolution, sides: tuple[bool, bool]) -> jax.Array:
     """The inverse of :func:`_to_matrix`."""
     order = _order(sides)
     shape: Sequence[int] = (

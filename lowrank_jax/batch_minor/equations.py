@@ -13,11 +13,13 @@ so the kernel's layout may be any in the first two, which are one kind: images i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from lowrank_jax.batch_minor.convolutions import Convolution, convolve, kernel_gradient
 from lowrank_jax.batch_minor.taps import Window
@@ -27,25 +29,41 @@ from lowrank_jax.batch_minor.taps import Window
 _IMAGES = (0, 3, 1, 2)
 _IMAGES_AS_KERNEL_GRADIENT = (3, 0, 1, 2)
 
+# Every tap is an operation of the program: larger windows would take long to compile.
+_MOST_TAPS = 64
 
-def is_plain(params: Mapping[str, Any]) -> bool:
-    """Whether a convolution is 2-D and without groups."""
+
+def is_plain(equation: JaxprEqn) -> bool:
+    """Whether a convolution is 2-D, without groups, and of arrays that are not empty."""
+    params = equation.params
     return (
         params["feature_group_count"] == params["batch_group_count"] == 1
         and len(params["window_strides"]) == 2
+        and all(0 not in shape(x) for x in (*equation.invars, *equation.outvars))
     )
 
 
-def maps_images(params: Mapping[str, Any]) -> bool:
+def maps_images(equation: JaxprEqn) -> bool:
     """Whether a plain convolution takes an image to an image."""
-    numbers = params["dimension_numbers"]
-    return numbers.lhs_spec == numbers.out_spec == _IMAGES
+    numbers = equation.params["dimension_numbers"]
+    few = _few_taps(equation.invars[1], numbers.rhs_spec)
+    return few and numbers.lhs_spec == numbers.out_spec == _IMAGES
 
 
-def makes_kernel(params: Mapping[str, Any]) -> bool:
+def makes_kernel(equation: JaxprEqn) -> bool:
     """Whether a plain convolution is the gradient of a kernel, from two images."""
-    numbers = params["dimension_numbers"]
-    return numbers.lhs_spec == numbers.rhs_spec == _IMAGES_AS_KERNEL_GRADIENT
+    numbers = equation.params["dimension_numbers"]
+    few = _few_taps(equation.outvars[0], numbers.out_spec)
+    return few and numbers.lhs_spec == numbers.rhs_spec == _IMAGES_AS_KERNEL_GRADIENT
+
+
+def shape(variable: Any) -> tuple[int, ...]:
+    """Of a jaxpr's variable that is an array."""
+    return variable.aval.shape
+
+
+def _few_taps(kernel: Any, layout: Sequence[int]) -> bool:
+    return math.prod(shape(kernel)[axis] for axis in layout[2:]) <= _MOST_TAPS
 
 
 def image_convolution(

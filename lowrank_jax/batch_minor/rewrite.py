@@ -36,18 +36,26 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # Axis k of a batch-minor image is axis _STORED[k] of the image; the permutation is its own inverse.
 _STORED = (3, 1, 2, 0)
 
-_ELEMENTWISE = frozenset(
-    "abs add add_any and atan2 ceil clamp convert_element_type copy cos div eq erf exp expm1 floor "
-    "ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem round "
-    "rsqrt select_n sign sin sqrt square stop_gradient sub tanh xor".split()
-)
-_REDUCTIONS = frozenset("reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split())
-_CALLS = frozenset(
-    "closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit".split()
-)
+# fmt: off
+_ELEMENTWISE = frozenset((
+    "abs", "add", "add_any", "and", "atan2", "ceil", "clamp", "convert_element_type", "copy",
+    "cos", "div", "eq", "erf", "erfc", "exp", "expm1", "floor", "ge", "gt", "integer_pow",
+    "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not",
+    "or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt",
+    "square", "stop_gradient", "sub", "tanh", "xor",
+))
+_REDUCTIONS = frozenset((
+    "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
+))
+_CALLS = frozenset((
+    "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "jit", "pjit",
+))
+# fmt: on
 _CHECKPOINTS = frozenset(("checkpoint", "remat", "remat2"))
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Image:
     """An array of four axes whose values are stored batch-minor."""
@@ -122,30 +130,34 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for equation in jaxpr.eqns:
-        results = _apply(equation, [value(variable) for variable in equation.invars])
+        operands = [value(variable) for variable in equation.invars]
+        results = _rewritten(equation, operands)
+        if results is None:
+            results = _as_it_is(jaxpr, equation, [_logical(operand) for operand in operands])
         values.update(zip(equation.outvars, results, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
 
 
-def _apply(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    """The results of one equation."""
+def _rewritten(equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
+    """The results of one equation; None if it is to be evaluated as it is."""
     name, params = equation.primitive.name, equation.params
     if name in _CALLS:
         inner = params["jaxpr"] if "jaxpr" in params else params.get("call_jaxpr")
         if isinstance(inner, ClosedJaxpr):
             return _evaluate(inner.jaxpr, inner.consts, operands)
     if name in _CHECKPOINTS:
-        # The barrier keeps the compiler from sharing what is to be computed a second time.
-        held = lax.optimization_barrier([_logical(operand) for operand in operands])
-        return _evaluate(params["jaxpr"], (), held)
+        if params["differentiated"] and params["prevent_cse"]:
+            # Keeps the compiler from sharing what is to be computed a second time.
+            operands = lax.optimization_barrier(operands)
+        return _evaluate(params["jaxpr"], (), operands)
     if name == "scan":
         return _scan(equation, operands)
-    if name == "conv_general_dilated" and equations.is_plain(params):
-        shape = equation.outvars[0].aval.shape
-        if equations.maps_images(params):
+    if name == "conv_general_dilated" and equations.is_plain(equation):
+        shape = equations.shape(equation.outvars[0])
+        if equations.maps_images(equation):
             x, kernel = _stored(operands[0]), _logical(operands[1])
             return [_Image(equations.image_convolution(x, kernel, shape[1:3], params))]
-        if equations.makes_kernel(params):
+        if equations.makes_kernel(equation):
             x, y = map(_stored, operands)
             sizes = [shape[axis] for axis in params["dimension_numbers"].out_spec[2:]]
             return [equations.kernel_from_images(x, y, sizes, params)]
@@ -157,17 +169,23 @@ def _apply(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
             return _REARRANGED[name](equation, operands)
         if name in _REDUCTIONS:
             return _reduce(equation, operands[0].stored)
-    return _as_it_is(equation, [_logical(operand) for operand in operands])
+    return None
 
 
-def _as_it_is(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+def _as_it_is(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any]) -> list[Any]:
     # As a jaxpr of one equation: how a primitive is bound differs between versions of JAX.
     given = {
         variable: operand
         for variable, operand in zip(equation.invars, operands, strict=True)
         if not isinstance(variable, Literal)
     }
-    alone = Jaxpr((), list(given), equation.outvars, [equation], equation.effects)
+    alone = jaxpr.replace(
+        constvars=[],
+        invars=list(given),
+        outvars=equation.outvars,
+        eqns=[equation],
+        effects=equation.effects,
+    )
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
 
 
@@ -218,7 +236,22 @@ def _concatenate(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
 
 
 def _rev(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
-    return [_Image(lax.rev(operands[0].stored, [_STORED[d] for d in equation.params["dimensions"]]))]
+    axes = [_STORED[axis] for axis in equation.params["dimensions"]]
+    return [_Image(lax.rev(operands[0].stored, axes))]
+
+
+def _split(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    sizes, axis = equation.params["sizes"], _STORED[equation.params["axis"]]
+    return [_Image(part) for part in lax.split(operands[0].stored, sizes, axis)]
+
+
+def _pool(equation: JaxprEqn, operands: list[Any]) -> list[Any]:
+    """A pooling or its gradient: every parameter of one value per axis is permuted."""
+    params = {
+        name: _permuted(value) if isinstance(value, tuple) else value
+        for name, value in equation.params.items()
+    }
+    return [_Image(equation.primitive.bind(*map(_stored, operands), **params))]
 
 
 _REARRANGED: dict[str, Callable[[JaxprEqn, list[Any]], list[Any]]] = {
@@ -226,6 +259,11 @@ _REARRANGED: dict[str, Callable[[JaxprEqn, list[Any]], list[Any]]] = {
     "slice": _slice,
     "concatenate": _concatenate,
     "rev": _rev,
+    "split": _split,
+    "reduce_window_max": _pool,
+    "reduce_window_min": _pool,
+    "reduce_window_sum": _pool,
+    "select_and_scatter_add": _pool,
 }
 
 

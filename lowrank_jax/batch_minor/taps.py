@@ -62,9 +62,7 @@ def write(y: jax.Array, axis: int, window: Window, tap: int) -> jax.Array:
     return _shift(y, axis, start, window.inputs, window.input_dilation, window.stride)
 
 
-def _shift(
-    x: jax.Array, axis: int, start: int, length: int, step: int, dilation: int
-) -> jax.Array:
+def _shift(x: jax.Array, axis: int, start: int, length: int, step: int, dilation: int) -> jax.Array:
     """Element j of the result is element ``start + j step`` of ``x`` with ``dilation - 1`` zeros
     put between its elements, and zero outside of it."""
     last = start + (length - 1) * step

@@ -5,7 +5,8 @@ not change. While one of its methods runs, a method interceptor (``flax.linen.in
 watches the calls of the layers inside; a layer that holds a factorized kernel runs flax's own code
 on a :class:`~lowrank_jax.linen.kernels.KernelView` of itself, and everything else runs as it is.
 What happens is decided by the stored parameters alone, which are part of every jit cache key; so it
-does not matter where a jitted function is traced.
+does not matter where a jitted function is traced. With ``compose``, a part of the lifted class
+decides as well.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar, overload
 
 from flax import errors
 from flax import linen as nn
@@ -25,18 +26,24 @@ from lowrank_jax.linen.kernels import KernelView, born_factorized, flax_code, pa
 from lowrank_jax.weights import is_factorized
 
 Model = TypeVar("Model", bound=nn.Module)
+Choices = tuple[tuple[str, bool], ...]
 
-DROP_INS = (layers.Dense, layers.DenseGeneral, layers.Conv)
+# The flax layer whose code each of them runs.
+DROP_INS = {
+    layers.Dense: nn.Dense,
+    layers.DenseGeneral: nn.DenseGeneral,
+    layers.Conv: nn.Conv,
+}
 LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv)
 # These compute with the parameters of the layer they wrap, leaf by leaf.
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 
 
 @overload
-def lift(model: type[Model]) -> type[Model]: ...
+def lift(model: type[Model], *, compose: Mapping[str, bool] | None = None) -> type[Model]: ...
 @overload
-def lift(model: Model) -> Model: ...
-def lift(model: Any) -> Any:
+def lift(model: Model, *, compose: Mapping[str, bool] | None = None) -> Model: ...
+def lift(model: Any, *, compose: Mapping[str, bool] | None = None) -> Any:
     """The same linen model, accepting factorized weights as kernels.
 
     Wherever a ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Conv`` inside the model (attention's
@@ -46,6 +53,10 @@ def lift(model: Any) -> Any:
     Args:
       model: a model, or its class. A model gives a model with the same fields, a class gives a
         subclass with the same name, the same one each time.
+      compose: for kernels by path, as in ``{"block_1/conv1/kernel": True}``, whether the dense
+        kernel is formed first (True) or the factors are applied one after the other (False). All
+        other kernels, and a layer whose own ``compose`` is set, decide as they do without this
+        argument. Paths begin at the lifted model. In a lifted submodule its own lift decides.
 
     Works under jit, ``nn.scan``, ``nn.remat`` and other transforms, around or inside the model;
     with any method (``method="encode"``), with ``bind``, and as a submodule: ``lift(Net)()``. A
@@ -54,20 +65,28 @@ def lift(model: Any) -> Any:
     Raises:
       ValueError: the model is bound or already attached to a parent, as in ``lift(Net())`` inside a
         compact method: write ``lift(Net)()``.
-      TypeError: not a linen model or class.
+      TypeError: not a linen model or class; a value of ``compose`` that is not a bool; ``compose``
+        for a subclass of a lifted class.
 
     The lifted model raises ValueError, with the path, where a weight lies in a place that cannot
     use it: another layer's parameter, a grouped or masked convolution, a layer with a
-    ``dot_general`` of its own.
+    ``dot_general`` of its own. Its ``apply`` also raises ValueError for a path of ``compose`` at
+    which there is no parameter.
 
     >>> import jax.numpy as jnp
     >>> from lowrank_jax.weights import LowRank
     >>> params = {"kernel": LowRank(u=jnp.ones((3, 1)), vt=jnp.ones((1, 2)))}
     >>> lift(nn.Dense(2, use_bias=False)).apply({"params": params}, jnp.ones(3)).tolist()
     [3.0, 3.0]
+    >>> composing = lift(nn.Dense(2, use_bias=False), compose={"kernel": True})
+    >>> composing.apply({"params": params}, jnp.ones(3)).tolist()
+    [3.0, 3.0]
     """
+    choices = tuple(sorted((compose or {}).items()))
+    if wrong := [item for item in choices if not isinstance(item[1], bool)]:
+        raise TypeError(f"lift: compose of {wrong[0][0]!r} is {wrong[0][1]!r}, expected a bool")
     if isinstance(model, type) and issubclass(model, nn.Module):
-        return _lifted_class(model)  # type: ignore[arg-type]
+        return _lifted_class(model, choices)  # type: ignore[arg-type]
     if not isinstance(model, nn.Module):
         raise TypeError(f"lift takes a flax.linen model or its class, found {model!r}")
     name = type(model).__name__
@@ -77,39 +96,61 @@ def lift(model: Any) -> Any:
             f"compact method write lift({name})(...); otherwise lift first and bind afterwards."
         )
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
-    return _lifted_class(type(model))(**fields)  # type: ignore[arg-type]
+    return _lifted_class(type(model), choices)(**fields)  # type: ignore[arg-type]
 
 
 class Lifted:
     """Mixed into every lifted class: the entry points that are not methods of the model."""
 
+    _unlifted: ClassVar[Any]  # The class that was lifted.
+    _choices: ClassVar[Choices]  # ``compose`` as sorted pairs.
+
     def init(self, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_accept_weights):
+        with nn.intercept_methods(_accept_weights(self._choices)):
             return super().init(*args, **kwargs)  # type: ignore[misc]
 
     def init_with_output(self, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_accept_weights):
+        with nn.intercept_methods(_accept_weights(self._choices)):
             return super().init_with_output(*args, **kwargs)  # type: ignore[misc]
 
-    def apply(self, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_accept_weights):
-            return super().apply(*args, **kwargs)  # type: ignore[misc]
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        for path, _ in self._choices:
+            _check_there(path, variables.get("params", {}))
+        with nn.intercept_methods(_accept_weights(self._choices)):
+            return super().apply(variables, *args, **kwargs)  # type: ignore[misc]
 
 
 @functools.cache
-def _lifted_class(cls: Any) -> Any:
+def _lifted_class(cls: Any, choices: Choices) -> Any:
     if issubclass(cls, Lifted):
-        return cls
+        if not choices:
+            return cls
+        if "_unlifted" not in vars(cls):
+            raise TypeError(
+                f"lift(compose=...): {cls.__name__} is a subclass of a lifted class; make it a "
+                "subclass of the class that was lifted, and lift it afterwards"
+            )
+        return _lifted_class(cls._unlifted, choices)
     namespace: dict[str, Any] = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         # flax would make a new hash of the fields, where the class may have one of its own.
         "__hash__": cls.__hash__,
+        "_unlifted": cls,
+        "_choices": choices,
     }
     for name, method in _methods(cls):
         namespace[name] = _watched(method)
     return type(cls)(cls.__name__, (Lifted, cls), namespace)
+
+
+def _check_there(path: str, params: Any) -> None:
+    found = params
+    for name in path.split("/"):
+        if not isinstance(found, Mapping) or name not in found:
+            raise ValueError(f"lift(compose=...): there is no parameter at {path!r}")
+        found = found[name]
 
 
 def _methods(cls: type[nn.Module]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -132,47 +173,59 @@ def _watched(method: Callable[..., Any]) -> Callable[..., Any]:
     # nowrap: flax's state handling is around the original method already.
     @nn.nowrap
     @functools.wraps(method)
-    def watched(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(_accept_weights):
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        root = self.path if self.scope is not None else ()
+        with nn.intercept_methods(_accept_weights(self._choices, root)):
             return method(self, *args, **kwargs)
 
     return watched
 
 
-def _accept_weights(
-    next_fun: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: InterceptorContext,
-) -> Any:
-    """The interceptor. Looks at one call of one module's method."""
-    module = context.module
-    if module.scope is None or isinstance(module, DROP_INS):
-        return next_fun(*args, **kwargs)
-    if isinstance(module, NORMALIZERS):
-        _refuse(module, module.layer_instance)
-    held = _held_weights(module)
-    layer = _flax_layer(context)
-    if layer is not None and (held or born_factorized(module)):
-        return flax_code(layer)(KernelView(module), *args, **kwargs)
-    if not held:
-        return next_fun(*args, **kwargs)
-    if _of_flax(type(module)) and not isinstance(module, LIFTED):
-        _refuse(module, module)
-    try:
-        return next_fun(*args, **kwargs)
-    except errors.ScopeParamShapeError as error:
-        _refuse(module, module, error)
-        raise
+@functools.cache
+def _accept_weights(choices: Choices, root: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """The interceptor of a lifted model at ``root``. Looks at one call of one module's method."""
+    chosen = {(*root, *path.split("/")): compose for path, compose in choices}
+
+    def accept(
+        next_fun: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: InterceptorContext,
+    ) -> Any:
+        module = context.module
+        if module.scope is None:
+            return next_fun(*args, **kwargs)
+        compose = chosen.get((*module.path, "kernel"))
+        if isinstance(module, tuple(DROP_INS)):
+            drop_in = _layer_called(context, tuple(DROP_INS))
+            if drop_in is None or compose is None or module.compose is not None:
+                return next_fun(*args, **kwargs)
+            return flax_code(DROP_INS[drop_in])(KernelView(module, compose), *args, **kwargs)
+        if isinstance(module, NORMALIZERS):
+            _refuse(module, module.layer_instance)
+        held = _held_weights(module)
+        layer = _layer_called(context, LIFTED)
+        if layer is not None and (held or born_factorized(module)):
+            return flax_code(layer)(KernelView(module, compose), *args, **kwargs)
+        if not held:
+            return next_fun(*args, **kwargs)
+        if _of_flax(type(module)) and not isinstance(module, LIFTED):
+            _refuse(module, module)
+        try:
+            return next_fun(*args, **kwargs)
+        except errors.ScopeParamShapeError as error:
+            _refuse(module, module, error)
+            raise
+
+    return accept
 
 
-def _flax_layer(context: InterceptorContext) -> type[nn.Module] | None:
-    """The flax layer whose own ``__call__`` this is; None for any other method."""
-    if isinstance(context.module, LIFTED):
-        code = getattr(context.orig_method, "func", None)
-        for layer in LIFTED:
-            if isinstance(context.module, layer) and code is flax_code(layer):
-                return layer
+def _layer_called(context: InterceptorContext, layers: tuple[Any, ...]) -> Any:
+    """The one of these layers whose own ``__call__`` this is; None for any other method."""
+    code = getattr(context.orig_method, "func", None)
+    for layer in layers:
+        if isinstance(context.module, layer) and code is flax_code(layer):
+            return layer
     return None
 
 

@@ -138,13 +138,13 @@ def test_an_interrupted_epoch_keeps_its_cuts(
 ) -> None:
     """The default length of a dispatch may be another one where a run is continued."""
     lines: list[str] = []
-    monkeypatch.setattr(train, "default_steps", lambda: 2)
+    monkeypatch.setattr(train, "default_steps", lambda plan: 2)
     monkeypatch.setattr(train, "_SECONDS_BETWEEN_LINES", 0.0)
     with pytest.raises(Stopped):
         tiny_runs.train(
             tmp_path / "run", say=tiny_runs.sigterm_at("step 2/"), steps_per_dispatch=None
         )
-    monkeypatch.setattr(train, "default_steps", lambda: 5)
+    monkeypatch.setattr(train, "default_steps", lambda plan: 5)
     folder = tiny_runs.train(tmp_path / "run", say=lines.append, steps_per_dispatch=None)
     assert "continuing from step 4" in lines  # In the middle of the first epoch.
     assert outcome(folder)["steps"] == 10

@@ -16,18 +16,19 @@ SECONDS = {
 
 
 class Fake:
-    """A contender that takes the same time on every turn, whatever its options."""
+    """A contender that takes the same time for every step, whatever its options."""
 
     closed = 0
 
     def __init__(self, contender: Contender) -> None:
         self._who = contender.implementation, contender.rank_scale
+        self._steps = contender.steps
         self.facts: dict[str, Any] = {
             "parameters": 1000, "multiply_adds": 2_000_000, "compile_s": 3.5, "device": "fake",
         }  # fmt: skip
 
     def turn(self) -> float:
-        return SECONDS[self._who]
+        return SECONDS[self._who] * self._steps
 
     def memory(self) -> dict[str, int | None]:
         steps = 200_000_000 if self._who[0] == "torch" else 300_000_000
@@ -39,7 +40,7 @@ class Fake:
 
 def options(quick: bool = False, **changes: Any) -> Options:
     """The options of a run on two cores."""
-    found = {"alternations": 6, "networks": None, "steps": 1, "platform": "cpu", "cores": 2}
+    found = {"alternations": 6, "networks": None, "platform": "cpu", "cores": 2}
     return Options.of(quick=quick, **(found | changes))
 
 

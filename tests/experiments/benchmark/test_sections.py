@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections import Counter
@@ -22,6 +23,7 @@ from experiments.benchmark import (
     targets,
     variants,
 )
+from experiments.benchmark.networks import RESNET20
 from experiments.errors import RunError
 from experiments.models import resnet
 
@@ -48,8 +50,10 @@ def test_step_ratios(faked, with_torch):
     ]  # fmt: skip
 
 
-def test_several_steps_to_a_turn(faked, with_torch):
-    (record,) = steps.measure(options(steps=4), silent)
+def test_several_steps_to_a_turn(faked, with_torch, monkeypatch):
+    monkeypatch.setattr(Fake, "turn", lambda self: 1.0)
+    network = dataclasses.replace(RESNET20, steps_per_turn=4)
+    (record,) = steps.measure(options(networks=(network,)), silent)
     row = record["networks"][0]["contenders"][0]
     assert row["seconds_per_step"]["median"] == pytest.approx(1.0 / 4)
     assert row["images_per_second"] == pytest.approx(4 * 128 / 1.0)

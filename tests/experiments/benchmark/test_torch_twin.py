@@ -29,7 +29,7 @@ def twin(network, rank_scale, classes=10):
 
 
 def contender(network, rank_scale, implementation="ours"):
-    return Contender(implementation, network, rank_scale, 4, 1, "float32", "cpu", 1)
+    return Contender(implementation, network, rank_scale, 4, "float32", "cpu", 1)
 
 
 @pytest.mark.parametrize("network", [RESNET20, WIDE_RESNET32], ids=lambda network: network.name)

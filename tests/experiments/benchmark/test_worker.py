@@ -19,7 +19,7 @@ def fast(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 
-OURS = Contender("ours", TINY, 0.111, 8, 1, "float32", "cpu", 1)
+OURS = Contender("ours", TINY, 0.111, 8, "float32", "cpu", 1)
 
 
 def test_a_worker_takes_turns_and_tells_its_memory():
