@@ -75,8 +75,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Execution. None of these changes what is computed.
     config.eval_batch_size = 500
-    # An upper bound on training steps per call into the device. None: 16, fewer where that would
-    # take long on a CPU.
+    # An upper bound on training steps per call into the device. None: 16; on a CPU fewer where
+    # that would take long, and 1 where images are stored as written.
     config.steps_per_dispatch = placeholder(int)
     # How images are stored inside compiled functions: as_written, or batch_minor, which is a
     # multiple faster on a CPU. auto: batch_minor on a single CPU device.

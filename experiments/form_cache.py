@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+import lowrank_jax as lrj
 from experiments import files
 from experiments.data.places import Places
 from experiments.errors import RunError
@@ -54,7 +55,9 @@ class FormCache:
         device = machine["device_kind"]
         if machine["platform"] == "cpu":  # JAX calls them all `cpu`.
             device = f"{machine['cpu']}, {machine['cores']} cores"
-        self._prefix = f"{device} | jax {jax.__version__} | {layout} | "
+        self._prefix = (
+            f"{device} | jax {jax.__version__} | lowrank_jax {lrj.__version__} | {layout} | "
+        )
         self._say = say
         self._complained = False
         self._entries = self._read()

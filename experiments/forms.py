@@ -133,7 +133,11 @@ class Forms:
 
 
 def choose(
-    task: Any, plan: Plan, say: Callable[[str], None], stored: Forms | None = None
+    task: Any,
+    plan: Plan,
+    say: Callable[[str], None],
+    stored: Forms | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Any, Plan, Forms]:
     """The task and the plan with every kernel in its form.
 
@@ -142,21 +146,31 @@ def choose(
       plan: of this task.
       say: where progress lines go.
       stored: the forms of a run that is continued; without them they are decided here.
+      between: called before each measurement; may raise.
     """
-    forms = decide(plan, task.network, say) if stored is None else stored
+    if stored is None:
+        forms = decide(plan, task.network, say, between)
+    else:
+        forms = dataclasses.replace(stored, shapes_measured=0, seconds=0.0)
     if not forms.compose:
         return task, plan, forms
     task = dataclasses.replace(task, network=task.network.in_forms(forms.compose))
     return task, states.recounted(plan, task.network), forms
 
 
-def decide(plan: Plan, network: Any, say: Callable[[str], None]) -> Forms:
+def decide(
+    plan: Plan,
+    network: Any,
+    say: Callable[[str], None],
+    between: Callable[[], None] = lambda: None,
+) -> Forms:
     """Decides on the form of each factorized kernel, by the count or by measuring.
 
     Args:
       plan: of the run; ``plan.config.forms`` says how.
       network: the task's.
       say: where progress lines go.
+      between: called before each measurement; may raise.
     """
     if not plan.table.rows:
         return Forms()
@@ -182,6 +196,7 @@ def decide(plan: Plan, network: Any, say: Callable[[str], None]) -> Forms:
         else:
             seconds[shape] = known
     for number, shape in enumerate(missing, 1):
+        between()
         seconds[shape] = time_forms(shape, plan)
         cache.put(shape.signature, seconds[shape])
         say(

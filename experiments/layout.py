@@ -10,10 +10,10 @@ The layout changes the order of sums, so the last bits, and nothing else.
 
 from __future__ import annotations
 
-import jax
 from jax.sharding import Mesh
 
 from experiments.errors import RunError
+from experiments.looping import on_cpu
 
 
 def is_batch_minor(layout: str, mesh: Mesh) -> bool:
@@ -26,5 +26,4 @@ def is_batch_minor(layout: str, mesh: Mesh) -> bool:
         raise RunError(
             f"layout=batch_minor is for one device, and the mesh has {mesh.size}: use layout=auto"
         )
-    on_cpu = jax.default_backend() == "cpu"
-    return layout == "batch_minor" or (layout == "auto" and on_cpu and mesh.size == 1)
+    return layout == "batch_minor" or (layout == "auto" and on_cpu() and mesh.size == 1)

@@ -44,9 +44,11 @@ def make(sizes: Mapping[str, int]) -> Mesh:
 
 
 def on_this_machine(config: ConfigDict) -> ConfigDict:
-    """The config with the mesh of whatever devices there are: to look at a run made elsewhere."""
+    """The config with the mesh of whatever devices there are, and the layout that fits them: to
+    look at a run made elsewhere."""
     config = config.copy_and_resolve_references()
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.layout = "auto"
     return config
 
 

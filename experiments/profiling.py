@@ -74,14 +74,17 @@ class Profile:
             self._stop()
 
     def _stop(self) -> None:
-        with files.writing(self._folder):
-            jax.profiler.stop_trace()
+        since, self._since = self._since, None  # First: after a failure it is not stopped twice.
+        try:
+            with files.writing(self._folder):
+                jax.profiler.stop_trace()
+        except RuntimeError as error:  # XLA's own, where the export fails.
+            raise RunError(f"cannot write {self._folder}: {error}") from error
         self._say(
-            f"profile of steps {self._since} to {self._done} in {self._folder}: open it with "
+            f"profile of steps {since} to {self._done} in {self._folder}: open it with "
             f"`xprof --logdir {self._folder}` (pip install xprof), or its .trace.json.gz on "
             "https://ui.perfetto.dev"
         )
-        self._since = None
 
     def __enter__(self) -> Profile:
         return self

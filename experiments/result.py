@@ -6,7 +6,8 @@
      "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
      "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
 
-Accuracies are fractions; multiply-adds are those of one example's forward pass.
+Accuracies are fractions; multiply-adds are those of one example's forward pass,
+in the forms in which the run applies its kernels (`forms.json`).
 """
 
 from __future__ import annotations

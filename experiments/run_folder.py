@@ -3,11 +3,12 @@
     config.json      the settled config
     data.json        name, origin and fingerprint of the data
     table.json       the factorization table (table.txt: the same to read)
-    forms.json       how each factorized kernel is applied
+    forms.json       how each factorized kernel is applied (forms.txt: the same to read)
     metrics.jsonl    one line per record; tensorboard/ has the same
     checkpoints/     one folder per step, with a manifest
     result.json      the outcome, written last
     plots/           drawn from metrics.jsonl
+    profile/         traces, if profile_steps asks for them
 
 A folder belongs to one experiment. Before anything is written, what is there is compared with what
 is asked for, and whatever differs is refused.
@@ -34,7 +35,7 @@ from experiments.result import FILE_NAME as RESULT
 from experiments.result import Data
 
 CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "table.txt"
-FORMS = "forms.json"
+FORMS, FORMS_TO_READ = "forms.json", "forms.txt"
 
 # What a run may be continued with a change of. Steps per dispatch, layout, forms,
 # rematerialization and the mesh do not change the experiment either, but they may change bits.
@@ -156,6 +157,12 @@ def read_table(path: Path) -> lrj.Table:
         return lrj.Table.from_json((path / TABLE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read {path / TABLE}: {error}") from error
+
+
+def write_forms(path: Path, forms: Forms) -> None:
+    """Keeps the forms of a run: what is read again comes last."""
+    files.write_text(path / FORMS_TO_READ, f"{forms}\n")
+    files.write_json(path / FORMS, forms.as_dict())
 
 
 def read_forms(path: Path, table: lrj.Table) -> Forms | None:

@@ -58,7 +58,8 @@ class Plan:
       abstract: the state, as shapes with shardings.
       mesh: of devices.
       batch_minor: whether images are stored with the batch last inside compiled functions.
-      multiply_adds, dense_multiply_adds: of one example's forward pass.
+      multiply_adds, dense_multiply_adds: of one example's forward pass, in the forms in which the
+        run applies its kernels.
     """
 
     config: ConfigDict

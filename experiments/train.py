@@ -106,11 +106,11 @@ def _train(
 
     # ---------------------------------------------------------------- how kernels are applied
     stored = run_folder.read_forms(workdir, plan.table)
-    task, plan, applied = forms.choose(task, plan, say, stored)
+    task, plan, applied = forms.choose(task, plan, say, stored, stop.leave_if_requested)
     if stored is None and applied.rows:
-        if latest is not None:
+        if latest is not None and config.forms == "measure":
             say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
-        files.write_json(workdir / run_folder.FORMS, applied.as_dict())
+        run_folder.write_forms(workdir, applied)
     say(_heading(config, task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored

@@ -42,6 +42,7 @@ def test_public_names():
         "SpatialLowRank",
         "StableRank",
         "Table",
+        "batch_minor",
         "break_even_rank",
         "conv_general_dilated",
         "decay",

@@ -39,7 +39,7 @@ WIDE_RESNET32 = Network(
     "projection_resnet",
     32,
     1,
-    (0.0, 0.111),
+    (0.111,),
     2,
     ("torch",),
 )

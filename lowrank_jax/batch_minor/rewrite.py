@@ -42,13 +42,13 @@ _ELEMENTWISE = frozenset((
     "cos", "div", "eq", "erf", "erfc", "exp", "expm1", "floor", "ge", "gt", "integer_pow",
     "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg", "not",
     "or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt",
-    "square", "stop_gradient", "sub", "tanh", "xor",
+    "square", "sub", "tanh", "xor",
 ))
 _REDUCTIONS = frozenset((
     "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
 ))
 _CALLS = frozenset((
-    "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+    "closed_call", "custom_jvp_call", "custom_vjp_call",
     "jit", "pjit",
 ))
 # fmt: on

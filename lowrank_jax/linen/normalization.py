@@ -124,7 +124,7 @@ def _is_usual(layer: nn.BatchNorm, x: Any) -> bool:
         and layer.use_fast_variance
         and layer.force_float32_reductions
         and jnp.issubdtype(x.dtype, jnp.floating)
-        and jnp.dtype(layer.dtype or x.dtype) == x.dtype
+        and jnp.dtype(layer.dtype or jnp.promote_types(x.dtype, layer.param_dtype)) == x.dtype
     )
 
 

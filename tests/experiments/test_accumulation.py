@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from tiny_runs import compilation_cache, outcome, tiny  # noqa: F401
 
 import lowrank_jax as lrj
-from experiments import looping, mesh
+from experiments import mesh
 from experiments.accumulation import mean_gradient
-from experiments.dispatch import dispatch_function
+from experiments.dispatch import dispatch_function, loop_of
 from experiments.errors import RunError
+from experiments.looping import Loop, written_out
 from experiments.state import Plan, TrainState
 
 X = np.random.default_rng(0).normal(size=(24, 5))
@@ -27,12 +28,6 @@ FACTORS = {
     "u": np.random.default_rng(2).normal(size=(5, 2)),
     "vt": np.random.default_rng(3).normal(size=(2, 3)),
 }
-
-
-@pytest.fixture(params=["written_out", "scan"])
-def looped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of looping."""
-    monkeypatch.setattr(looping, "on_cpu", lambda: request.param == "written_out")
 
 
 class Regression:
@@ -50,8 +45,8 @@ class Regression:
         )
 
 
-def one_epoch(accumulate_steps: int) -> tuple[TrainState, Any]:
-    """Two steps of plain gradient descent on batches of twelve."""
+def one_epoch(accumulate_steps: int, batch_minor: bool) -> tuple[TrainState, Any]:
+    """Two steps of plain gradient descent on batches of twelve; scanned if batch-minor."""
     made, tx = mesh.make({"data": 1, "fsdp": 1, "tensor": 1}), optax.sgd(0.1)
     params = lrj.LowRank(**{name: jnp.asarray(value) for name, value in FACTORS.items()})
     state = TrainState(jnp.int32(0), params, {"batches": jnp.int32(0)}, tx.init(params))
@@ -62,15 +57,17 @@ def one_epoch(accumulate_steps: int) -> tuple[TrainState, Any]:
         places,
     )
     config = ConfigDict({"accumulate_steps": accumulate_steps})
-    plan = Plan(config, None, tx, lambda step: 0.1, abstract, made, 0, 0)  # type: ignore[arg-type]
+    plan = Plan(config, None, tx, lambda step: 0.1, abstract, made, batch_minor, 0, 0)  # type: ignore[arg-type]
+    assert (loop_of(plan) is jax.lax.scan) == batch_minor
     run = dispatch_function(Regression(), plan, steps=2, batch_size=12)
     arrays = (jnp.asarray(X), jnp.asarray(Y))
     return run(jax.device_put(state, places), arrays, jnp.arange(24), jnp.int32(0), jnp.int32(0))
 
 
-@pytest.mark.usefixtures("x64", "looped")
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("batch_minor", [False, True], ids=["written_out", "scan"])
 @pytest.mark.parametrize("accumulate_steps", [1, 2, 3, 12])
-def test_steps_are_those_of_whole_batches(accumulate_steps: int) -> None:
+def test_steps_are_those_of_whole_batches(accumulate_steps: int, batch_minor: bool) -> None:
     u, vt = FACTORS["u"], FACTORS["vt"]
     losses, hits = [], []
     for x, y in ((X[:12], Y[:12]), (X[12:], Y[12:])):
@@ -80,7 +77,7 @@ def test_steps_are_those_of_whole_batches(accumulate_steps: int) -> None:
         hits.append((each < 2).sum())
         kernel_gradient = x.T @ error / 12
         u, vt = u - 0.1 * kernel_gradient @ vt.T, vt - 0.1 * u.T @ kernel_gradient
-    state, sums = one_epoch(accumulate_steps)
+    state, sums = one_epoch(accumulate_steps, batch_minor)
     np.testing.assert_allclose(state.params.u, u, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(state.params.vt, vt, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(sums["loss"], losses, rtol=1e-12)
@@ -93,12 +90,12 @@ def test_steps_are_those_of_whole_batches(accumulate_steps: int) -> None:
     assert int(np.uint32(np.int32(state.model_state["batches"]))) == expected
 
 
-@pytest.mark.usefixtures("looped")
-def test_the_state_sees_micro_batches_in_order() -> None:
+@pytest.mark.parametrize("loop", [written_out, jax.lax.scan])
+def test_the_state_sees_micro_batches_in_order(loop: Loop) -> None:
     def gradient(state: jax.Array, micro_batch: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
         return 0.5 * state + micro_batch, (2.0 * micro_batch, 1)
 
-    found = mean_gradient(gradient, jnp.float32(8), jnp.array([1.0, 2.0, 4.0]))
+    found = mean_gradient(gradient, jnp.float32(8), jnp.array([1.0, 2.0, 4.0]), loop)
     np.testing.assert_allclose(found, [((8 / 2 + 1) / 2 + 2) / 2 + 4, 14 / 3, 3], rtol=1e-6)
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
 
-from experiments import arguments, looping, tasks, train
+from experiments import arguments, tasks, train
 from experiments.data import load, split_validation
 from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
 from experiments.dispatch import dispatches
@@ -120,14 +120,11 @@ def test_every_example_is_counted_once_an_epoch(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_scan_trains_like_the_steps_written_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What accelerators run, on this machine."""
+def test_a_scan_trains_like_the_steps_written_out(tmp_path: Path) -> None:
+    """Batch-minor images and scanned steps against the model's own layout, step after step."""
     runs = []
-    for name, on_cpu in (("written_out", True), ("scan", False)):
-        monkeypatch.setattr(looping, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
-        folder = tiny_runs.train(tmp_path / name, steps_per_dispatch=5)
+    for layout in ("as_written", "batch_minor"):
+        folder = tiny_runs.train(tmp_path / layout, steps_per_dispatch=5, layout=layout)
         runs.append([line.get("train_loss", 0.0) for line in outcome(folder)["metrics"]])
     np.testing.assert_allclose(*runs, rtol=1e-4)
 

@@ -41,18 +41,18 @@ def uses_own_backward(model, variables, x, **kwargs):
     return "custom_vjp" in str(jax.make_jaxpr(apply)(x))
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", AXES)
 def test_it_is_flax_layer(shape):
-    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
-        x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), shape, jnp.float64)
-        model = layer(dtype=jnp.float64, param_dtype=jnp.float64)
-        variables = model.init(jax.random.key(1), x)
-        variables = jax.tree.map(lambda leaf: leaf + jnp.linspace(0.5, 1.5, 3), variables)
-        assert uses_own_backward(model, variables, x)
-        found, expected = (trained(model, variables, x, efficient) for efficient in (True, False))
-        assert jax.tree.structure(found) == jax.tree.structure(expected)
-        for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), shape, jnp.float64)
+    model = layer(dtype=jnp.float64, param_dtype=jnp.float64)
+    variables = model.init(jax.random.key(1), x)
+    variables = jax.tree.map(lambda leaf: leaf + jnp.linspace(0.5, 1.5, 3), variables)
+    assert uses_own_backward(model, variables, x)
+    found, expected = (trained(model, variables, x, efficient) for efficient in (True, False))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
 
 
 def test_statistics_by_hand():
@@ -94,6 +94,14 @@ def test_other_settings_are_left_to_flax(fields):
     model = layer(**fields)
     variables = model.init(jax.random.key(1), x)
     assert not uses_own_backward(model, variables, x)
+
+
+def test_float32_parameters_promote_bfloat16_inputs():
+    x = jax.random.normal(jax.random.key(0), (5, 5), jnp.bfloat16)
+    variables = layer().init(jax.random.key(1), x)
+    assert not uses_own_backward(layer(), variables, x)
+    with efficient_batch_norm():
+        assert layer().apply(variables, x, mutable=["batch_stats"])[0].dtype == jnp.float32
 
 
 def test_a_mask_is_left_to_flax():
