@@ -85,8 +85,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # timed when a run begins, once for each layer shape, where it is not obvious), or count (what
     # costs fewer multiply-adds).
     config.forms = "measure"
-    # True: the backward pass computes the inside of residual blocks again, which saves memory and
-    # costs time.
+    # True: the backward pass computes the inside of residual blocks again, which costs time and is
+    # meant to save memory; measured on a CPU it does not.
     config.remat = False
     # A folder in which JAX keeps compiled programs for later runs. '': not used, or what the
     # environment says; see experiments/compilation_cache.py.
