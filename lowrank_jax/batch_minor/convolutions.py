@@ -21,7 +21,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -85,12 +85,10 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Convolution, **options: 
       ``(channels_out, height, width, batch)``.
     """
     sides = geometry.sides()
-    columns = jnp.concatenate(
-        [_move(x, geometry, taps, read) for taps in _positions(geometry, sides, True)]
-    )
+    columns = _rows(x, geometry, _positions(geometry, sides, True), read)
     matrix = _to_matrix(kernel, sides)
     products = _matrix_product(matrix, columns, **options)
-    taps = list(_positions(geometry, sides, False))
+    taps = _positions(geometry, sides, False)
     parts = jnp.split(products, len(taps))
     moved = [_move(part, geometry, at, read) for part, at in zip(parts, taps, strict=True)]
     return functools.reduce(operator.add, moved)
@@ -109,23 +107,20 @@ def kernel_gradient(x: jax.Array, y: jax.Array, geometry: Convolution, **options
       ``(height taps, width taps, channels_in, channels_out)``.
     """
     sides = geometry.sides()
-    if len(list(_positions(geometry, sides, True))) * len(x) > _MOST_KEPT * len(y):
+    taps = _positions(geometry, sides, True)
+    if len(taps) * len(x) > _MOST_KEPT * len(y):
         # The compiler would make the columns in the forward pass and keep them. A zero from the
         # backward pass stops it; where they are small, keeping them costs less than making them.
         x = x + 0 * y[0, 0, 0, 0]
-    columns = jnp.concatenate(
-        [_move(x, geometry, taps, read) for taps in _positions(geometry, sides, True)]
-    )
-    rows = jnp.concatenate(
-        [_move(y, geometry, taps, write) for taps in _positions(geometry, sides, False)]
-    )
+    columns = _rows(x, geometry, taps, read)
+    rows = _rows(y, geometry, _positions(geometry, sides, False), write)
     product = lax.dot_general(_flat(rows), _flat(columns), (((1,), (1,)), ((), ())), **options)
     return _from_matrix(product, geometry, sides)
 
 
 def _positions(
     geometry: Convolution, sides: tuple[bool, bool], on_input: bool
-) -> Iterator[tuple[int | None, ...]]:
+) -> list[tuple[int | None, ...]]:
     """The taps of one side, height before width; None where the axis is on the other side.
 
     Those of the output side run backwards: the kernel's gradient then takes the same taps in the
@@ -133,12 +128,18 @@ def _positions(
     compiler makes them once.
     """
     step = 1 if on_input else -1
-    return itertools.product(
-        *(
-            range(window.taps)[::step] if side == on_input else (None,)
-            for (_, window), side in zip(geometry.windows, sides, strict=True)
-        )
-    )
+    of_axes = [
+        range(window.taps)[::step] if side == on_input else (None,)
+        for (_, window), side in zip(geometry.windows, sides, strict=True)
+    ]
+    return list(itertools.product(*of_axes))
+
+
+def _rows(
+    image: jax.Array, geometry: Convolution, positions: list[tuple[int | None, ...]], step: Any
+) -> jax.Array:
+    """The image at every one of these taps, one below the other."""
+    return jnp.concatenate([_move(image, geometry, taps, step) for taps in positions])
 
 
 def _move(

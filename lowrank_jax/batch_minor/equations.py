@@ -79,18 +79,9 @@ def image_convolution(
     """
     out, features, height, width = params["dimension_numbers"].rhs_spec
     ordered = jnp.transpose(kernel, (height, width, features, out))
-    windows = [
-        Window(
-            inputs=x.shape[1 + axis],
-            outputs=outputs[axis],
-            taps=ordered.shape[axis],
-            stride=params["window_strides"][axis],
-            low=params["padding"][axis][0],
-            input_dilation=params["lhs_dilation"][axis],
-            dilation=params["rhs_dilation"][axis],
-        )
-        for axis in range(2)
-    ]
+    windows = _windows(
+        params, x.shape[1:3], outputs, ordered.shape[:2], "window_strides", "rhs_dilation"
+    )
     geometry = Convolution(ordered.shape[2], ordered.shape[3], *windows)
     return convolve(x, ordered, geometry, **_options(params))
 
@@ -111,23 +102,37 @@ def kernel_from_images(
     Returns:
       The kernel in the layout that ``params`` names.
     """
-    windows = [
-        Window(
-            inputs=x.shape[1 + axis],
-            outputs=y.shape[1 + axis],
-            taps=outputs[axis],
-            stride=params["rhs_dilation"][axis],
-            low=params["padding"][axis][0],
-            input_dilation=params["lhs_dilation"][axis],
-            dilation=params["window_strides"][axis],
-        )
-        for axis in range(2)
-    ]
+    windows = _windows(
+        params, x.shape[1:3], y.shape[1:3], outputs, "rhs_dilation", "window_strides"
+    )
     geometry = Convolution(x.shape[0], y.shape[0], *windows)
     gradient = kernel_gradient(x, y, geometry, **_options(params))
     features_in, features_out, height, width = params["dimension_numbers"].out_spec
     order = (height, width, features_in, features_out)
     return jnp.transpose(gradient, [order.index(axis) for axis in range(4)])
+
+
+def _windows(
+    params: Mapping[str, Any],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    taps: Sequence[int],
+    stride: str,
+    dilation: str,
+) -> list[Window]:
+    """Height and width; ``stride`` and ``dilation`` name the parameters that have them."""
+    return [
+        Window(
+            inputs=inputs[axis],
+            outputs=outputs[axis],
+            taps=taps[axis],
+            stride=params[stride][axis],
+            low=params["padding"][axis][0],
+            input_dilation=params["lhs_dilation"][axis],
+            dilation=params[dilation][axis],
+        )
+        for axis in range(2)
+    ]
 
 
 def _options(params: Mapping[str, Any]) -> dict[str, Any]:

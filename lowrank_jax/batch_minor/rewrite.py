@@ -47,11 +47,8 @@ _ELEMENTWISE = frozenset((
 _REDUCTIONS = frozenset((
     "reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum",
 ))
-_CALLS = frozenset((
-    "closed_call", "custom_jvp_call", "custom_vjp_call",
-    "jit", "pjit",
-))
 # fmt: on
+_CALLS = frozenset(("closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit"))
 _CHECKPOINTS = frozenset(("checkpoint", "remat", "remat2"))
 
 
@@ -163,7 +160,9 @@ def _rewritten(equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
             return [equations.kernel_from_images(x, y, sizes, params)]
     if any(isinstance(operand, _Image) for operand in operands):
         if name in _ELEMENTWISE:
-            stored = [_stored(x) if jnp.ndim(_any(x)) == 4 else x for x in operands]
+            stored = [
+                _stored(x) if isinstance(x, _Image) or jnp.ndim(x) == 4 else x for x in operands
+            ]
             return [_Image(equation.primitive.bind(*stored, **params))]
         if name in _REARRANGED:
             return _REARRANGED[name](equation, operands)
@@ -187,10 +186,6 @@ def _as_it_is(jaxpr: Jaxpr, equation: JaxprEqn, operands: list[Any]) -> list[Any
         effects=equation.effects,
     )
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
-
-
-def _any(operand: Any) -> Any:
-    return operand.stored if isinstance(operand, _Image) else operand
 
 
 def _logical(operand: Any) -> Any:
