@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -129,53 +130,28 @@ class _Observed(FactorizedWeight):
         return self.weight.take(indices)
 
     def dot_general(
-        self,
-        x: jax.Array,
-        dimension_numbers: lax.DotDimensionNumbers,
-        precision: lax.PrecisionLike = None,
-        preferred_element_type: Any = None,
-        *,
-        compose: bool | None = None,
+        self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any
     ) -> jax.Array:
-        arguments = {
-            "dimension_numbers": dimension_numbers,
-            "precision": precision,
-            "preferred_element_type": preferred_element_type,
-        }
-        return self._apply("dot_general", x, arguments, compose)
+        return self._apply("dot_general", x, args, kwargs, compose)
 
-    def conv_general_dilated(  # type: ignore[override]
-        self,
-        x: jax.Array,
-        window_strides: Sequence[int],
-        padding: str | Sequence[tuple[int, int]],
-        lhs_dilation: Sequence[int] | None = None,
-        rhs_dilation: Sequence[int] | None = None,
-        dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
-        feature_group_count: int = 1,
-        batch_group_count: int = 1,
-        precision: lax.PrecisionLike = None,
-        preferred_element_type: Any = None,
-        *,
-        compose: bool | None = None,
+    def conv_general_dilated(
+        self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any
     ) -> jax.Array:
-        arguments = {
-            "window_strides": window_strides,
-            "padding": padding,
-            "lhs_dilation": lhs_dilation,
-            "rhs_dilation": rhs_dilation,
-            "dimension_numbers": dimension_numbers,
-            "feature_group_count": None if feature_group_count == 1 else feature_group_count,
-            "batch_group_count": None if batch_group_count == 1 else batch_group_count,
-            "precision": precision,
-            "preferred_element_type": preferred_element_type,
-        }
-        return self._apply("conv_general_dilated", x, arguments, compose)
+        return self._apply("conv_general_dilated", x, args, kwargs, compose)
 
     def _apply(
-        self, operation: str, x: jax.Array, arguments: dict[str, Any], compose: bool | None
+        self,
+        operation: str,
+        x: jax.Array,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        compose: bool | None,
     ) -> jax.Array:
-        given = {name: value for name, value in arguments.items() if value is not None}
+        # A weight's operations take the arguments of lax's, after the two operands.
+        signature = inspect.signature(getattr(lax, operation))
+        _, _, *bound = signature.bind(x, self.weight, *args, **kwargs).arguments.items()
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+        given = {name: value for name, value in bound if value != defaults[name]}
         application = Application(
             operation=operation,
             kind=type(self.weight),
