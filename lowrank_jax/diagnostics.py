@@ -18,7 +18,9 @@ Every function takes ``(params, table=None)`` and returns ``{path: value}`` in t
 value being a float or, for a stack of kernels, an array of the batch axes. Without a table the
 factorized weights are measured; with one, the dense kernels it names are too, each read as the
 matrix that the kind in its row would factorize, so that a dense baseline can be compared. All of it
-runs on the host in float64, and the kernel of a two-factor weight is never formed.
+runs on the host in float64, and the kernel of a two-factor weight is never formed. A weight of
+another kind is measured by its dense kernel, as the matrix its kind names: ``(in, out)`` for
+``TensorTrain`` and ``Tucker``.
 
 Sources: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4 and its code (norms, bound,
 non-orthogonality); Roy and Vetterli, "The effective rank", EUSIPCO 2007; Rudelson and Vershynin,
@@ -110,7 +112,7 @@ def effective_rank(params: Any, table: Table | None = None) -> dict[str, Value]:
 def spectrum(params: Any, table: Table | None = None) -> dict[str, np.ndarray]:
     """Singular values in descending order, ``(*batch, k)``. Arguments as :func:`frobenius_norm`.
 
-    ``k`` is the smallest of rows, columns and, for factorized weights, rank.
+    ``k`` is the smallest of rows, columns and, for weights of two factors, rank.
 
     >>> from lowrank_jax.weights import LowRank
     >>> weight = LowRank(u=np.eye(3, 2), vt=np.array([[3.0, 0.0], [0.0, 4.0]]))
@@ -282,6 +284,7 @@ def _measured(params: Any, table: Table | None) -> list[tuple[str, _Kernel]]:
 def _read_weight(weight: FactorizedWeight) -> _Kernel:
     if isinstance(weight, TwoFactorWeight):
         return _Factors(_on_host(weight))
+    _require_numbers(weight)
     kernel = _on_host(weight.dense())
     # A matrix is its own matrix; of another kernel, the kind must say which one it is.
     return _Matrix(kernel if kernel.ndim == 2 else weight.matricize(kernel, **weight.axes))
@@ -293,8 +296,12 @@ def _read_dense(kernel: Any, row: Row) -> _Kernel:
     return _Matrix(row.kind.matricize(_on_host(kernel), **row.axes))
 
 
-def _on_host(kernel: Any) -> Any:
+def _require_numbers(kernel: Any) -> None:
     if is_abstract(kernel):
         raise TypeError("only its shape is known, and diagnostics need values")
     require_values(kernel)
+
+
+def _on_host(kernel: Any) -> Any:
+    _require_numbers(kernel)
     return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float64), kernel)

@@ -34,7 +34,7 @@ from lowrank_jax.rules import (
 )
 from lowrank_jax.table import Row, Table
 from lowrank_jax.tree import kernels, map_kernels, near_misses
-from lowrank_jax.weights import is_factorized
+from lowrank_jax.weights import FactorizedWeight, Rank, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
 
@@ -110,12 +110,15 @@ def refactorize(
     *,
     overcomplete: svd.Overcomplete = "complement",
 ) -> Any:
-    """Gives factorized weights new ranks, or balances their factors, without forming a kernel.
+    """Gives factorized weights new ranks, or balances their factors.
 
     The product is the best approximation of the old one at the new rank (the same product, where
     the rank does not shrink); afterwards ``uᵀu = vt vtᵀ`` is diagonal and ``m``, if there is one,
-    is the identity. Optimizer moments belong to the old factors: see
+    is the identity. No kernel is formed. Optimizer moments belong to the old factors: see
     :func:`lowrank_jax.restructure.carry`.
+
+    Kinds that are not made of two factors (``TensorTrain``, ``Tucker``) are changed where a rule
+    matches them alone, by composing the dense kernel and decomposing it again.
 
     Args:
       params: a tree with factorized weights, arrays or ``ShapeDtypeStruct``; other leaves are left
@@ -140,43 +143,55 @@ def refactorize(
     ranks = {} if rules is None else _new_ranks(params, rules)
 
     def visit(path: str, weight: Any) -> Any:
-        if not isinstance(weight, TwoFactorWeight):
+        if not isinstance(weight, TwoFactorWeight) and path not in ranks:
             return weight
         rank = ranks.get(path, weight.rank)
-        if is_abstract(weight):
-            new = weight.template(weight.shape, weight.dtype, rank, weight.depth, **weight.axes)
-        else:
-            with named(path):
+        with named(path):
+            if is_abstract(weight):
+                shape, dtype = weight.shape, weight.dtype
+                new = weight.template(shape, dtype, rank, weight.depth, **weight.axes)
+            else:
                 require_values(weight)
-                new = _balanced(weight, rank, overcomplete, path)
+                if isinstance(weight, TwoFactorWeight):
+                    new = _balanced(weight, rank, overcomplete, path)
+                else:
+                    new = _decomposed_again(weight, rank)
         return place_like_factors(weight, new)
 
     return map_kernels(visit, params)
 
 
-def _new_ranks(params: Any, rules: Sequence[Rule]) -> dict[str, int]:
+def _new_ranks(params: Any, rules: Sequence[Rule]) -> dict[str, Any]:
     leaves = kernels(params)
     ranks = {}
     for path, rule in first_matches(leaves, rules).items():
-        if rule is None:
-            continue
-        weight = leaves[path]
-        if not isinstance(weight, TwoFactorWeight) or rule.rank is None:
-            raise ValueError(
-                f"{path}: {rule} cannot refactorize it; expected a two-factor weight and a "
-                "rank (factorize makes weights, merge makes dense kernels)"
-            )
-        axes = weight.axes | rule.axes
-        if (type(weight), weight.axes, weight.depth) != (rule.kind, axes, rule.depth):
-            raise ValueError(
-                f"{path} is a {type(weight).__name__} of depth {weight.depth} and axes "
-                f"{weight.axes}, and {rule} asks for another: refactorize changes ranks, not "
-                "kinds; merge and factorize instead"
-            )
-        with named(path):
-            spectrum = spectrum_of(weight, rule.kind, axes)
-            ranks[path] = rule.rank.rank(rule.kind, weight.shape, axes, weight.depth, spectrum)
+        if rule is not None:
+            with named(path):
+                ranks[path] = _new_rank(leaves[path], rule)
     return ranks
+
+
+def _new_rank(weight: Any, rule: Rule) -> Rank:
+    if not is_factorized(weight) or rule.rank is None:
+        raise ValueError(
+            f"{rule} cannot refactorize it; expected a factorized weight and a rank (factorize "
+            "makes weights, merge makes dense kernels)"
+        )
+    axes = weight.axes | rule.axes
+    if (type(weight), weight.axes) != (rule.kind, axes) or not _has_depth(weight, rule.depth):
+        raise ValueError(
+            f"it is a {type(weight).__name__} of depth {weight.depth} and axes {weight.axes}, and "
+            f"{rule} asks for another: refactorize changes ranks, not kinds; merge and factorize "
+            "instead"
+        )
+    spectrum = spectrum_of(weight, rule.kind, axes)
+    return rule.rank.rank(rule.kind, weight.shape, axes, weight.depth, spectrum)
+
+
+def _has_depth(weight: FactorizedWeight, depth: int) -> bool:
+    """Whether this is what a rule means by a depth."""
+    asked = weight.template(weight.shape, weight.dtype, weight.rank, depth, **weight.axes)
+    return weight.depth == asked.depth
 
 
 def _balanced(
@@ -198,6 +213,12 @@ def _balanced(
     result = weight.from_matrices(left, right, m, weight.shape, **weight.axes)
     dtype = jax.dtypes.canonicalize_dtype(weight.dtype)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), result)
+
+
+def _decomposed_again(weight: FactorizedWeight, rank: Rank) -> FactorizedWeight:
+    exact = jax.tree.map(lambda leaf: jnp.asarray(svd.working_precision(leaf)), weight)
+    new = weight.initialize(exact.dense(), rank, weight.depth, spectral(), None, **weight.axes)
+    return jax.tree.map(lambda leaf: leaf.astype(weight.dtype), new)
 
 
 def _table(params: Any, rules_or_table: Sequence[Rule] | Table) -> Table:

@@ -10,6 +10,10 @@ matrices ``u (*batch, rows, r)`` and ``vt (*batch, r, columns)``, and the square
 * :func:`regular`: each factor as if it were a layer of its own, or as if it were the kernel.
 * :func:`factorized`: any of them as a ``kernel_init``, for layers that are born factorized.
 
+A kind that is not made of two factors (``TensorTrain``, ``Tucker``) is the decomposition of one
+matrix: of the kernel with :func:`spectral`, of a random one with :func:`regular`. The other two
+have no meaning for it.
+
 Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.1 (spectral initialization) and the
 experiments' baselines (regular).
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -27,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax import svd
+from lowrank_jax.host import on_host
 from lowrank_jax.ranks import RankRule, require_rank_rule
 from lowrank_jax.rules import Rule
 from lowrank_jax.weights import FactorizedWeight, LowRank
@@ -79,6 +85,20 @@ class Initializer(abc.ABC):
     def factors(self, matrix: Any, fans: Fans, rank: int, dtype: Any, key: Any) -> Pair:
         """``u`` and ``vt`` as matrices."""
 
+    def to_decompose(self, matrix: Any, fans: Fans, key: Any) -> Any:
+        """The matrix to decompose for a kind that is not made of two factors.
+
+        Args:
+          matrix, fans, key: as above.
+
+        Raises:
+          ValueError: the initializer says nothing but what two factors are.
+        """
+        raise ValueError(
+            f"{self} makes two factors, and this kind of weight is made by decomposing one matrix: "
+            "use spectral() or regular()"
+        )
+
 
 def require_key(key: Any, what: str) -> Any:
     """Returns the key, or raises ValueError where randomness is needed and there is none."""
@@ -113,19 +133,14 @@ class Spectral(Initializer):
         if missing:
             key = require_key(key, f"rank {rank}, more than all {columns} output directions,")
             noise = jax.random.normal(key, shape, dtype)
-        if not isinstance(matrix, jax.core.Tracer) and not isinstance(noise, jax.core.Tracer):
-            return self._on_host(rank, np.asarray(matrix), np.asarray(noise))
         result = (
             jax.ShapeDtypeStruct((*batch, rows, rank), dtype),
             jax.ShapeDtypeStruct((*batch, rank, columns), dtype),
         )
-        return jax.pure_callback(
-            lambda *arrays: self._on_host(rank, *map(np.asarray, arrays)),
-            result,
-            matrix,
-            noise,
-            vmap_method="broadcast_all",
-        )
+        return on_host(functools.partial(self._on_host, rank), result, matrix, noise)
+
+    def to_decompose(self, matrix: Any, fans: Fans, key: Any) -> Any:
+        return super().to_decompose(matrix, fans, key) if self.equal else matrix
 
     def _on_host(
         self, rank: int, matrix: np.ndarray, noise: np.ndarray
@@ -186,8 +201,17 @@ class Regular(Random):
             "kernel": (fans, fans),
             "one": ((1, 1), (1, 1)),
         }[self.fan]
-        side = ("fan_in", "fan_out").index(self.mode)
-        return self.scale / u_fans[side], self.scale / vt_fans[side]
+        return self.scale / u_fans[self._side], self.scale / vt_fans[self._side]
+
+    def to_decompose(self, matrix: Any, fans: Fans, key: Any) -> Any:
+        fan = 1 if self.fan == "one" else fans[self._side]
+        dtype = jnp.promote_types(matrix.dtype, jnp.float32)
+        key = require_key(key, "a random initializer")
+        return self._draw(key, matrix.shape, self.scale / fan, dtype)
+
+    @property
+    def _side(self) -> int:
+        return ("fan_in", "fan_out").index(self.mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +238,7 @@ def spectral(
       overcomplete: what stands in directions past the kernel's own rank.
         ``"complement"`` keeps the product and their gradient alive, ``"zero"`` is the published
         code's padding, which never trains.
-      method: ``"randomized"`` is faster and slightly less exact for large kernels.
+      method: ``"randomized"`` is faster and slightly less exact for large kernels of two factors.
       middle_noise: standard deviation of noise on the identity in ``m``.
 
     Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.1.
@@ -257,6 +281,9 @@ def regular(
 ) -> Initializer:
     """Independent factor entries of variance ``scale / fan``, with no regard to the product.
 
+    For a kind that is the decomposition of one matrix, the entries are that matrix's, and their fan
+    is the dense kernel's with ``"factor"`` too.
+
     Args:
       fan: whose fan. ``"factor"``: each factor matrix is a layer of its own; ``"kernel"``: every
         entry is drawn like an entry of the dense kernel; ``"one"``: the variance is ``scale``.
@@ -268,7 +295,8 @@ def regular(
     The published baselines: CIFAR ResNets ``regular()``; VGG ``regular("kernel")``; WideResNet
     ``regular("kernel", mode="fan_out")``; Transformer linears
     ``regular("one", scale=0.01 / 3, distribution="uniform")`` and embeddings
-    ``regular("one", scale=0.01)``.
+    ``regular("one", scale=0.01)``; tensor trains and Tucker tensors
+    ``regular("kernel", scale=1 / 3, distribution="uniform")``.
 
     >>> matrix = jax.ShapeDtypeStruct((64, 64), jnp.float32)
     >>> u, vt, m = regular()(matrix, (64, 64), rank=8, depth=3, key=jax.random.key(0))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowrank_jax.weights import FactorizedWeight, LowRank
+from lowrank_jax.weights import FactorizedWeight, LowRank, Rank
 
 Spectrum = Callable[[], np.ndarray]
 """Gives the singular values ``(*batch, k)`` of the kernel in question, computing them if asked."""
@@ -36,7 +36,7 @@ class RankRule(abc.ABC):
         axes: dict[str, int],
         depth: int,
         spectrum: Spectrum | None,
-    ) -> int:
+    ) -> Rank:
         """The rank for one kernel.
 
         Args:
@@ -51,8 +51,9 @@ class RankScale(RankRule):
     """The papers' rank scale: a share of the side that the kind of weight measures ranks by.
 
     ``round(s * min(in, out))`` for matrices, ``round(s * out * kh)`` for ``SpatialLowRank``,
-    ``int(s * min(kh * kw * in, out))`` for ``ChannelLowRank``; at least 1, halves rounded to even.
-    Above 1 the weight is overcomplete.
+    ``int(s * min(kh * kw * in, out))`` for ``ChannelLowRank``; with the dimensions d of the tensor,
+    ``round(s * min(d_k, d_(k+1)))`` for each rank of ``TensorTrain`` and ``round(s * d_k)`` for
+    ``Tucker``; at least 1, halves rounded to even. Above 1 a weight of two factors is overcomplete.
 
     >>> RankScale(0.111).rank(LowRank, (64, 96), {}, 2, None)
     7
@@ -71,6 +72,8 @@ class RankScale(RankRule):
 class FixedRank(RankRule):
     """The same rank for every kernel, whatever its size.
 
+    Of a kind with several ranks all are this number, or full rank where that is less.
+
     >>> FixedRank(8).rank(LowRank, (64, 96), {}, 2, None)
     8
     """
@@ -83,14 +86,14 @@ class FixedRank(RankRule):
             raise ValueError(f"FixedRank({self.value!r}): the rank must be a whole number >= 1")
 
     def rank(self, kind, shape, axes, depth, spectrum):
-        return int(self.value)
+        return kind.uniform_rank(int(self.value), shape, **axes)
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamFraction(RankRule):
     """The largest rank whose factors have at most this fraction of the kernel's own parameters.
 
-    At least 1, even where that is more than asked for.
+    At least 1, even where that is more than asked for. Several ranks are equal, as in `FixedRank`.
 
     >>> ParamFraction(0.25).rank(LowRank, (64, 64), {}, 2, None)
     8
@@ -103,7 +106,13 @@ class ParamFraction(RankRule):
 
     def rank(self, kind, shape, axes, depth, spectrum):
         budget = self.fraction * math.prod(shape)
-        return max(1, first_rank(lambda r: parameters(kind, shape, r, depth, **axes) > budget) - 1)
+
+        def too_high(number: int) -> bool:
+            rank = kind.uniform_rank(number, shape, **axes)
+            is_full = rank == kind.uniform_rank(number - 1, shape, **axes)
+            return is_full or parameters(kind, shape, rank, depth, **axes) > budget
+
+        return kind.uniform_rank(max(1, first_rank(too_high) - 1), shape, **axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +133,7 @@ class Energy(RankRule):
             raise ValueError(f"Energy({self.share}): the share must be in (0, 1]")
 
     def rank(self, kind, shape, axes, depth, spectrum):
-        values = _values(self, spectrum)
+        values = _values(self, kind, spectrum)
         # What the decomposition's rounding leaves of a zero is no energy.
         noise = values.shape[-1] * np.finfo(values.dtype).eps * values[..., :1]
         values = np.where(values > noise, values, 0.0).astype(np.float64)
@@ -148,7 +157,7 @@ class StableRank(RankRule):
         _require_positive(self, self.scale)
 
     def rank(self, kind, shape, axes, depth, spectrum):
-        values = np.square(_values(self, spectrum).astype(np.float64))
+        values = np.square(_values(self, kind, spectrum).astype(np.float64))
         top = values[..., 0]
         stable = np.where(top > 0, values.sum(-1) / np.where(top > 0, top, 1.0), 1.0)
         ranks = np.clip(np.ceil(self.scale * stable - 1e-9), 1, values.shape[-1])
@@ -163,7 +172,12 @@ def _require_positive(rule: RankRule, value: Any) -> None:
         raise ValueError(f"{rule}: expected a positive number")
 
 
-def _values(rule: RankRule, spectrum: Spectrum | None) -> np.ndarray:
+def _values(rule: RankRule, kind: type[FactorizedWeight], spectrum: Spectrum | None) -> np.ndarray:
+    if kind.rank_count > 1:
+        raise ValueError(
+            f"{rule} reads the singular values of one matrix, and a {kind.__name__} has "
+            f"{kind.rank_count} ranks, each of another: use RankScale, FixedRank or ParamFraction"
+        )
     if spectrum is None:
         raise TypeError(
             f"{rule} needs the values of the kernel, and only its shape is known here: resolve the "
@@ -190,7 +204,7 @@ def require_rank_rule(rank: Any) -> RankRule:
 
 
 def parameters(
-    kind: type[FactorizedWeight], shape: Sequence[int], rank: int, depth: int = 2, **axes: int
+    kind: type[FactorizedWeight], shape: Sequence[int], rank: Rank, depth: int = 2, **axes: int
 ) -> int:
     """Number of parameters of a weight of this kind and rank for a dense kernel of this shape.
 
@@ -206,11 +220,18 @@ def break_even_rank(
 ) -> int:
     """The smallest rank at which the factors have as many parameters as the dense kernel, or more.
 
+    Of a kind with several ranks, the smallest number that all are to be, as in `FixedRank`.
+
     >>> break_even_rank((64, 64))
     32
     """
     dense = math.prod(shape)
-    return first_rank(lambda r: parameters(kind, shape, r, depth, **axes) >= dense)
+
+    def reached(number: int) -> bool:
+        rank = kind.uniform_rank(number, shape, **axes)
+        return parameters(kind, shape, rank, depth, **axes) >= dense
+
+    return first_rank(reached)
 
 
 def first_rank(reached: Callable[[int], bool]) -> int:

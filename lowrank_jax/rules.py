@@ -18,7 +18,7 @@ import numpy as np
 
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
-from lowrank_jax.ranks import RankRule, Spectrum, parameters, require_rank_rule
+from lowrank_jax.ranks import RankRule, Spectrum, require_rank_rule
 from lowrank_jax.table import Row, Table, phrase, row_of, size_of
 from lowrank_jax.tree import kernels, near_misses
 from lowrank_jax.weights import FactorizedWeight, LowRank, is_factorized, kinds
@@ -32,13 +32,14 @@ class Rule:
       pattern: a regular expression for the whole path, e.g. ``r"block_\\d+/conv[12]/kernel"``.
       rank: a rank rule, or ``None`` to keep the matching kernels dense.
       kind: the kind of weight.
-      depth: number of factors, 2, or 3 with the square middle factor.
-      **axes: static axes of the kind (``in_axes``, ``out_axes`` of ``LowRank``). A kernel that is
-        not a matrix needs them, because its shape does not say which axes are inputs.
+      depth: of kinds with two factors, 3 adds the square middle factor.
+      **axes: static axes of the kind: ``in_axes`` and ``out_axes`` of ``LowRank``, which a kernel
+        that is not a matrix needs, because its shape does not say which axes are inputs;
+        ``spatial_axes`` of ``TensorTrain`` and ``Tucker``, for kernels with batch axes.
 
     Raises:
       TypeError: ``rank`` is a bare number, or an axis is not one of the kind's.
-      ValueError: the pattern is no regular expression, or depth is not 2 or 3.
+      ValueError: the pattern is no regular expression, or the kind has no such depth.
 
     >>> from lowrank_jax.ranks import RankScale
     >>> Rule(r".*/kernel", RankScale(0.25))
@@ -58,12 +59,16 @@ class Rule:
             raise TypeError(f"Rule({pattern!r}, …): the pattern must be a string")
         if rank is not None:
             require_rank_rule(rank)
-        if depth not in (2, 3):
-            raise ValueError(f"Rule({pattern!r}): depth={depth!r}, expected 2 or 3 factors")
         if kind not in kinds().values():
             raise TypeError(
                 f"Rule({pattern!r}): kind={kind!r} is not a kind of weight; known are "
                 f"{', '.join(sorted(kinds()))}"
+            )
+        if depth not in kind.rule_depths:
+            raise ValueError(
+                f"Rule({pattern!r}): depth={depth!r}, expected "
+                f"{' or '.join(map(str, kind.rule_depths))} for {kind.__name__} (3 adds the square "
+                "factor in the middle of two)"
             )
         for name, count in axes.items():
             if not isinstance(count, int) or isinstance(count, bool):
@@ -91,14 +96,7 @@ class Rule:
         Raises:
           ValueError: the shape does not say which they are, or does not fit the kind.
         """
-        if self.kind.static_fields and not self.axes and len(shape) != 2:
-            raise ValueError(
-                f"{self} matches a kernel of shape {tuple(shape)}, which is not a matrix: name "
-                "the kind (SpatialLowRank, ChannelLowRank) or the axes (in_axes=…, out_axes=…)"
-            )
-        axes = {name: self.axes.get(name, 1) for name in self.kind.static_fields}
-        self.kind.check(shape, **axes)
-        return axes
+        return self.kind.static_axes(shape, **self.axes)
 
     def __repr__(self) -> str:
         extra = "".join(f", {name}={value}" for name, value in self.axes.items())
@@ -179,11 +177,9 @@ def _resolve_kernel(path: str, leaf: Any, rule: Rule, present: Row | None) -> Ro
         dtype = jnp.result_type(*jax.tree.leaves(leaf))
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(f"{rule} matches a leaf of {dtype}, and only real kernels factorize")
-        rank = rule.rank.rank(
-            rule.kind, shape, axes, rule.depth, spectrum_of(leaf, rule.kind, axes)
-        )
-    stored = parameters(rule.kind, shape, rank, rule.depth, **axes)
-    row = Row(path, rule.kind, axes, shape, rank, rule.depth, stored)
+        spectrum = spectrum_of(leaf, rule.kind, axes)
+        rank = rule.rank.rank(rule.kind, shape, axes, rule.depth, spectrum)
+        row = row_of(path, rule.kind.template(shape, dtype, rank, rule.depth, **axes))
     if present is not None and row != present:
         raise ValueError(
             f"{path} is factorized already, as {phrase(present)}, and {rule} asks for "

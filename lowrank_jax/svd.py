@@ -119,10 +119,8 @@ def balanced_factors(
     left[:, :keep][:, ~alive] = 0.0
     right[:keep][~alive] = fill * vt[~alive]
     if rank > keep:
-        # Any directions do, and completing the whole basis would take columns² memory.
         extra = min(rank, columns) - keep
-        sample = np.random.default_rng(0).standard_normal((columns, extra)).astype(vt.dtype)
-        rows = np.linalg.qr(np.concatenate([vt.T, sample], axis=1))[0][:, keep:].T
+        rows = complement(vt, extra)
         missing = rank - keep - extra
         if missing > 0:
             assert noise is not None and len(noise) >= missing
@@ -130,6 +128,14 @@ def balanced_factors(
             rows = np.concatenate([rows, random.astype(rows.dtype)])
         right[keep:] = fill * rows
     return left, right
+
+
+def complement(rows: np.ndarray, count: int) -> np.ndarray:
+    """``(count, columns)``: orthonormal rows, orthogonal to the orthonormal ``rows`` given."""
+    # Any directions do, and completing the whole basis would take columns² memory.
+    columns = rows.shape[1]
+    sample = np.random.default_rng(0).standard_normal((columns, count)).astype(rows.dtype)
+    return np.linalg.qr(np.concatenate([rows.T, sample], axis=1))[0][:, len(rows) :].T
 
 
 def noise_rows(columns: int, rank: int) -> int:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from lowrank_jax.tree import kernels
-from lowrank_jax.weights import FactorizedWeight, is_factorized, kinds
+from lowrank_jax.weights import FactorizedWeight, Rank, is_factorized, kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Row:
       kind: the kind of weight.
       axes: its static axes.
       shape: of the dense kernel, batch axes included.
-      rank, depth: of the weight.
+      rank: of the weight; several numbers for a kind that has several ranks.
+      depth: of the weight: how many factors.
       parameters: of its factors.
     """
 
@@ -36,7 +37,7 @@ class Row:
     kind: type[FactorizedWeight]
     axes: dict[str, int]
     shape: tuple[int, ...]
-    rank: int
+    rank: Rank
     depth: int
     parameters: int
 
@@ -57,7 +58,7 @@ class Row:
             "kind": self.kind.__name__,
             "axes": self.axes,
             "shape": list(self.shape),
-            "rank": self.rank,
+            "rank": list(self.rank) if isinstance(self.rank, tuple) else self.rank,
             "depth": self.depth,
             "parameters": self.parameters,
             "dense_parameters": self.dense_parameters,
@@ -142,7 +143,7 @@ class Table:
                         kind=known[row["kind"]],
                         axes=dict(row["axes"]),
                         shape=tuple(row["shape"]),
-                        rank=int(row["rank"]),
+                        rank=_read_rank(row["rank"]),
                         depth=int(row["depth"]),
                         parameters=int(row["parameters"]),
                     )
@@ -156,9 +157,9 @@ class Table:
         body = [
             (
                 row.path,
-                row.kind.__name__ + "".join(f" {k}={v}" for k, v in row.axes.items() if v != 1),
+                " ".join([row.kind.__name__, *row.kind.named_axes(row.axes)]),
                 "x".join(map(str, row.shape)),
-                f"{row.rank}{'*' if row.parameters >= row.dense_parameters else ''}",
+                f"{_written(row.rank)}{'*' if row.parameters >= row.dense_parameters else ''}",
                 str(row.depth),
                 f"{row.dense_parameters:,}",
                 f"{row.parameters:,}",
@@ -180,6 +181,14 @@ class Table:
         if any(row.parameters >= row.dense_parameters for row in self.rows):
             lines.append("* at or above break-even: no fewer parameters than the dense kernel")
         return "\n".join(lines)
+
+
+def _read_rank(value: Any) -> Rank:
+    return tuple(map(int, value)) if isinstance(value, list) else int(value)
+
+
+def _written(rank: Rank) -> str:
+    return ",".join(map(str, rank)) if isinstance(rank, tuple) else str(rank)
 
 
 def phrase(row: Row | None) -> str:

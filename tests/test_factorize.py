@@ -349,9 +349,9 @@ def test_refactorize_takes_the_first_match():
         ([Rule(".*", FixedRank(1)), Rule("a", FixedRank(1))], "never used"),
         ([Rule("b", FixedRank(1))], "b: .*cannot refactorize it"),
         ([Rule("a", None)], "a: .*cannot refactorize it"),
-        ([Rule("a", FixedRank(1), SpatialLowRank)], "a is a LowRank .*asks for another"),
-        ([Rule("a", FixedRank(1), depth=3)], "a is a LowRank of depth 2"),
-        ([Rule("a", FixedRank(1), out_axes=2)], "a is a LowRank .*asks for another"),
+        ([Rule("a", FixedRank(1), SpatialLowRank)], "a: it is a LowRank .*asks for another"),
+        ([Rule("a", FixedRank(1), depth=3)], "a: it is a LowRank of depth 2"),
+        ([Rule("a", FixedRank(1), out_axes=2)], "a: it is a LowRank .*asks for another"),
     ],
 )
 def test_refactorize_refuses(rules, text):

@@ -42,6 +42,8 @@ def test_public_names():
         "SpatialLowRank",
         "StableRank",
         "Table",
+        "TensorTrain",
+        "Tucker",
         "batch_minor",
         "break_even_rank",
         "conv_general_dilated",

@@ -15,6 +15,8 @@ from lowrank_jax import (
     RankScale,
     Rule,
     SpatialLowRank,
+    TensorTrain,
+    Tucker,
     factorize,
     initializers,
     regular,
@@ -222,6 +224,8 @@ BORN = {
         (3, 3, 4, 6),
     ),
     "heads": (initializers.factorized(LowRank, FixedRank(3), out_axes=2), (8, 2, 4)),
+    "train": (initializers.factorized(TensorTrain, RankScale(0.7)), (1, 1, 12, 10)),
+    "tucker": (initializers.factorized(Tucker, RankScale(0.7), regular()), (12, 10)),
 }
 
 

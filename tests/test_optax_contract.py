@@ -11,7 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from lowrank_jax import LowRank, SpatialLowRank, decay, frobenius_decay
+from lowrank_jax import (
+    FactorizedWeight,
+    LowRank,
+    SpatialLowRank,
+    TensorTrain,
+    Tucker,
+    decay,
+    frobenius_decay,
+)
 
 WEIGHT, FROBENIUS = 0.25, 0.5
 
@@ -24,6 +32,16 @@ def parameters(seed: int = 0) -> dict[str, Any]:
 
     return {
         "conv": {"kernel": SpatialLowRank(u=normal(1, 3, 4, 2), vt=normal(3, 1, 2, 5))},
+        "tensor": {
+            "train": TensorTrain(
+                normal(1, 4, 2), normal(2, 4, 3), normal(3, 3, 1), outputs=8, spatial_axes=2
+            ),
+            "tucker": Tucker(
+                *(normal(1, 2, 3), normal(3, 3, 1), normal(1, 1, 1)),
+                *(normal(3, 2), normal(5, 3), normal(2, 1)),
+                outputs=5,
+            ),
+        },
         "dense": {
             "bias": normal(6),
             "kernel": LowRank(u=normal(5, 2), m=normal(2, 2), vt=normal(2, 6)),
@@ -47,7 +65,7 @@ def expected(params: Any, frobenius: float, plain: float, hidden: tuple[str, ...
         gradient = jax.grad(lambda weight: 0.5 * jnp.sum(weight.dense() ** 2))(leaf)
         return jax.tree.map(lambda x: frobenius * x, gradient)
 
-    is_leaf = lambda x: isinstance(x, LowRank | SpatialLowRank)  # noqa: E731
+    is_leaf = lambda x: isinstance(x, FactorizedWeight)  # noqa: E731
     return jax.tree_util.tree_map_with_path(term, params, is_leaf=is_leaf)
 
 
@@ -133,21 +151,22 @@ def test_a_scheduled_coefficient_keeps_bfloat16() -> None:
 
 DENSE_MASK = {
     "conv": {"kernel": True},
+    "tensor": {"train": True, "tucker": False},
     "dense": {"kernel": False, "bias": True},
     "norm": {"scale": False},
 }
-HIDDEN = ("dense/kernel", "norm")
+HIDDEN = ("dense/kernel", "norm", "tensor/tucker")
 
 
 @pytest.mark.parametrize(
     ("mask", "hidden"),
     [
         (DENSE_MASK, HIDDEN),
-        ({"conv": True, "dense": False, "norm": True}, ("dense",)),
+        ({"conv": True, "dense": False, "norm": True, "tensor": True}, ("dense",)),
         (lambda params: DENSE_MASK, HIDDEN),
         (lambda params: jax.tree.map(lambda x: x.ndim > 1, params), ("dense/bias", "norm")),
         (True, ()),
-        (False, ("conv", "dense", "norm")),
+        (False, ("conv", "dense", "norm", "tensor")),
         (np.bool_(True), ()),
     ],
     ids=["dense tree", "prefix", "callable", "callable per leaf", "True", "False", "numpy"],
@@ -218,7 +237,12 @@ def test_parameters_filtered_to_none_are_out_of_sight() -> None:
 def test_partition_decays_by_label() -> None:
     params = parameters()
     transforms = {"low": frobenius_decay(FROBENIUS), "rest": optax.add_decayed_weights(WEIGHT)}
-    labels = {"conv": "low", "dense": {"kernel": "low", "bias": "rest"}, "norm": "rest"}
+    labels = {
+        "conv": "low",
+        "dense": {"kernel": "low", "bias": "rest"},
+        "norm": "rest",
+        "tensor": "low",
+    }
     wanted = expected(params, FROBENIUS, WEIGHT)
     close(added(optax.partition(transforms, labels), params), wanted)
     close(added(optax.multi_transform(transforms, lambda _: labels), params), wanted)

@@ -8,7 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lowrank_jax import ChannelLowRank, FactorizedWeight, LowRank, SpatialLowRank
+from lowrank_jax import (
+    ChannelLowRank,
+    FactorizedWeight,
+    LowRank,
+    SpatialLowRank,
+    TensorTrain,
+    Tucker,
+)
 from lowrank_jax.weights import register_weight
 
 
@@ -33,13 +40,16 @@ class Case:
     shape: tuple[int, ...]
     batch: int = 0
     axes: tuple[tuple[str, int], ...] = ()
-    rank: int = 2
+    rank: int | tuple[int, ...] = 2
     depth: int = 2
+    dims: tuple[int, ...] = ()  # of the tensor, for the kinds that store one
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The dense axes (after the batch axes) that ``u`` keeps."""
+        """The dense axes (after the batch axes) that ``u`` keeps; of a tensor kind, the inputs."""
         axes = dict(self.axes)
+        if self.dims:
+            return (len(self.shape) - self.batch - 2,)
         if self.kind is LowRank:
             return tuple(range(axes.get("in_axes", 1)))
         return (1, 2) if self.kind is SpatialLowRank else (0, 1, 2)
@@ -52,6 +62,9 @@ class Case:
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Written out per kind, from the definitions in the design."""
         batch, kernel = self.shape[: self.batch], self.shape[self.batch :]
+        if self.dims:
+            shapes = tensor_shapes(self.dims, self.rank)
+            return {name: (*batch, *shape) for name, shape in shapes.items()}
         r = self.rank
         if self.kind is LowRank:
             n = dict(self.axes).get("in_axes", 1)
@@ -78,8 +91,28 @@ class Case:
         return self.kind(**self.factors(seed, dtype), **dict(self.axes))
 
 
+def tensor_shapes(dims: tuple[int, ...], rank: Any) -> dict[str, tuple[int, ...]]:
+    """For two ranks the cores of a tensor train, for three those and the factors of Tucker."""
+    d1, d2, d3 = dims
+    if len(rank) == 2:
+        r1, r2 = rank
+        return {"core1": (1, d1, r1), "core2": (r1, d2, r2), "core3": (r2, d3, 1)}
+    r1, r2, r3 = rank
+    b = min(d1, r2 * r3)
+    return {
+        "core1": (1, r1, b),
+        "core2": (b, r2, r3),
+        "core3": (r3, r3, 1),
+        "factor1": (d1, r1),
+        "factor2": (d2, r2),
+        "factor3": (d3, r3),
+    }
+
+
 def naive_dense(case: Case, factors: dict[str, np.ndarray]) -> np.ndarray:
     """The dense kernel entry by entry, from the sums in the design, in float64."""
+    if case.dims:
+        return _naive_dense_of_tensor(case, factors)
     result = np.zeros(case.shape)
     for index in np.ndindex(case.shape):
         batch, kernel = index[: case.batch], index[case.batch :]
@@ -98,6 +131,32 @@ def naive_dense(case: Case, factors: dict[str, np.ndarray]) -> np.ndarray:
                     left, right = u[h, w, i, r], vt[0, 0, s, o]
                 result[index] += left * m[r, s] * right
     return result
+
+
+def _naive_dense_of_tensor(case: Case, factors: dict[str, np.ndarray]) -> np.ndarray:
+    result = np.zeros(case.shape)
+    for index in np.ndindex(case.shape):
+        batch, (i, o) = index[: case.batch], index[-2:]
+        leaves = {name: value[batch].astype(float) for name, value in factors.items()}
+        # Of the matrix (out, in), row by row.
+        place = np.unravel_index(o * case.shape[-2] + i, case.dims)
+        product = np.eye(1)
+        for k, at in enumerate(place, 1):
+            core = leaves[f"core{k}"]
+            if f"factor{k}" in leaves:
+                weights = leaves[f"factor{k}"][at]
+                product = product @ sum(w * core[:, x] for x, w in enumerate(weights))
+            else:
+                product = product @ core[:, at]
+        result[index] = product.item()
+    return result
+
+
+def numpy_dense(weight: Any, dims: tuple[int, ...]) -> np.ndarray:
+    """The kernel of a weight that stores a tensor of these dimensions, likewise."""
+    axes, batch = tuple(weight.axes.items()), weight.batch_ndim
+    case = Case("", type(weight), weight.shape, batch, axes, weight.rank, dims=dims)
+    return naive_dense(case, {name: np.asarray(value) for name, value in weight.children()})
 
 
 def matrix(case: Case, kernel: np.ndarray) -> np.ndarray:
@@ -133,4 +192,23 @@ def _cases() -> list[Case]:
     return plain + deep
 
 
-CASES = _cases()
+def _tensor_cases() -> list[Case]:
+    conv, flat = (("outputs", 8), ("spatial_axes", 2)), (("outputs", 5), ("spatial_axes", 0))
+    train = [
+        Case("train", TensorTrain, (1, 1, 6, 8), 0, conv, (3, 2), dims=(4, 4, 3)),
+        Case("train_matrix", TensorTrain, (6, 5), 0, flat, (2, 1), dims=(3, 5, 2)),
+        Case("train_batch2", TensorTrain, (2, 2, 1, 1, 1, 8), 2, conv, (2, 2), dims=(2, 2, 2)),
+    ]
+    tucker = [
+        Case("tucker", Tucker, (1, 1, 6, 8), 0, conv, (3, 2, 2), dims=(4, 4, 3)),
+        Case("tucker_batch", Tucker, (2, 6, 5), 1, flat, (2, 3, 1), dims=(3, 5, 2)),
+    ]
+    return [
+        *(dataclasses.replace(case, depth=3) for case in train),
+        *(dataclasses.replace(case, depth=6) for case in tucker),
+    ]
+
+
+TWO_FACTOR_CASES = _cases()
+TENSOR_CASES = _tensor_cases()
+CASES = TWO_FACTOR_CASES + TENSOR_CASES

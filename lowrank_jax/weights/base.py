@@ -22,6 +22,9 @@ from jax import lax
 
 Kind = TypeVar("Kind", bound="type[FactorizedWeight]")
 
+Rank = int | tuple[int, ...]
+"""One number, or several for a kind that has several ranks."""
+
 
 class FactorizedWeight(abc.ABC):
     """A kernel stored as factors.
@@ -33,6 +36,10 @@ class FactorizedWeight(abc.ABC):
     """
 
     static_fields: ClassVar[tuple[str, ...]] = ()
+    rank_count: ClassVar[int] = 1
+    """How many numbers its rank is; with several, the rank is a tuple."""
+    rule_depths: ClassVar[tuple[int, ...]] = (2,)
+    """What a rule may ask for as ``depth``: 3, too, where there can be a square middle factor."""
 
     # What a kind must say.
 
@@ -99,7 +106,7 @@ class FactorizedWeight(abc.ABC):
         return jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(self)))
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> Rank:
         """Rank of the stored kernel; for a kind that has no such number, full rank."""
         return min(self.shape[-2:])
 
@@ -117,6 +124,13 @@ class FactorizedWeight(abc.ABC):
     def axes(self) -> dict[str, int]:
         """The static fields, which together with the type fix the geometry."""
         return {name: getattr(self, name) for name in self.static_fields}
+
+    @classmethod
+    def named_axes(cls, axes: Mapping[str, int]) -> list[str]:
+        """``name=value`` of those static fields that are not at the kind's defaults."""
+        return [
+            f"{name}={value}" for name, value in axes.items() if value != getattr(cls, name, None)
+        ]
 
     def children(self) -> Iterator[tuple[str, Any]]:
         """The factor fields and their values, missing factors (``None``) left out."""
@@ -139,7 +153,7 @@ class FactorizedWeight(abc.ABC):
             return repr(value)
 
         fields = [f"{name}={short(value)}" for name, value in self.children()]
-        fields += [f"{name}={value}" for name, value in self.axes.items() if value != 1]
+        fields += self.named_axes(self.axes)
         return f"{type(self).__name__}({', '.join(fields)})"
 
     def __matmul__(self, other: Any) -> NoReturn:
@@ -161,13 +175,29 @@ class FactorizedWeight(abc.ABC):
         raise ValueError(f"{cls.__name__} cannot be made from a dense kernel")
 
     @classmethod
-    def rank_from_scale(cls, scale: float, shape: Sequence[int], **axes: int) -> int:
+    def static_axes(cls, shape: Sequence[int], **named: int) -> dict[str, int]:
+        """The static fields for a dense kernel of this shape; those not named at their defaults.
+
+        Raises:
+          ValueError: the shape does not say which they are, or does not fit the kind.
+        """
+        axes = {name: named.get(name, getattr(cls, name)) for name in cls.static_fields}
+        cls.check(shape, **axes)
+        return axes
+
+    @classmethod
+    def rank_from_scale(cls, scale: float, shape: Sequence[int], **axes: int) -> Rank:
         """The rank a published rank scale means for this kind; at least 1."""
         raise ValueError(f"no rank scale is defined for {cls.__name__}")
 
     @classmethod
+    def uniform_rank(cls, number: int, shape: Sequence[int], **axes: int) -> Rank:
+        """The rank with this number everywhere; where there are several, none above full rank."""
+        return number
+
+    @classmethod
     def template(
-        cls, shape: Sequence[int], dtype: Any, rank: int, depth: int, **axes: int
+        cls, shape: Sequence[int], dtype: Any, rank: Rank, depth: int, **axes: int
     ) -> FactorizedWeight:
         """The weight for a dense kernel of this shape, with ``ShapeDtypeStruct`` leaves."""
         raise ValueError(f"{cls.__name__} cannot be made from a dense kernel")
@@ -186,10 +216,23 @@ class FactorizedWeight(abc.ABC):
 
     @classmethod
     def initialize(
-        cls, kernel: Any, rank: int, depth: int, init: Any, key: Any, **axes: int
+        cls, kernel: Any, rank: Rank, depth: int, init: Any, key: Any, **axes: int
     ) -> FactorizedWeight:
         """The weight an initializer makes of this dense kernel."""
         raise ValueError(f"{cls.__name__} cannot be made from a dense kernel")
+
+
+def draw_each(
+    kernel_init: Any, key: Any, batch: tuple[int, ...], shape: Sequence[int], dtype: Any
+) -> jax.Array:
+    """Kernels ``(*batch, *shape)``, drawn one by one: batch axes are no part of a kernel's fan."""
+
+    def draw_one(key: Any) -> jax.Array:
+        return kernel_init(key, tuple(shape), dtype)
+
+    for _ in batch:
+        draw_one = jax.vmap(draw_one)
+    return draw_one(jax.random.split(key, batch) if batch else key)
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)

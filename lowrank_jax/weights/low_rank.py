@@ -52,6 +52,15 @@ class LowRank(TwoFactorWeight):
         return Geometry(u=(*range(in_axes), RANK), vt=(RANK, *range(in_axes, in_axes + out_axes)))
 
     @classmethod
+    def static_axes(cls, shape: Sequence[int], **named: int) -> dict[str, int]:
+        if not named and len(shape) != 2:
+            raise ValueError(
+                f"a kernel of shape {tuple(shape)} is not a matrix: name the kind (SpatialLowRank, "
+                "ChannelLowRank) or the axes (in_axes=…, out_axes=…) in the rule"
+            )
+        return super().static_axes(shape, **named)
+
+    @classmethod
     def rank_from_scale(cls, scale: float, shape: Sequence[int], **axes: int) -> int:
         return max(1, round(scale * min(cls.geometry(**axes).matrix_shape(shape))))
 

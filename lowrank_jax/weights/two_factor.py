@@ -16,20 +16,21 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lowrank_jax.weights.base import FactorizedWeight
+from lowrank_jax.weights.base import FactorizedWeight, draw_each
 from lowrank_jax.weights.geometry import RANK, Geometry
 
 
 class TwoFactorWeight(FactorizedWeight):
     """Base of the kinds with an input factor ``u``, an output factor ``vt`` and maybe ``m``."""
 
+    rule_depths: ClassVar[tuple[int, ...]] = (2, 3)
     u: Any
     vt: Any
     m: Any
@@ -135,7 +136,7 @@ class TwoFactorWeight(FactorizedWeight):
             )
 
     @classmethod
-    def template(
+    def template(  # type: ignore[override]
         cls, shape: Sequence[int], dtype: Any, rank: int, depth: int, **axes: int
     ) -> FactorizedWeight:
         geometry = cls.geometry(**axes)
@@ -170,17 +171,11 @@ class TwoFactorWeight(FactorizedWeight):
         cls, kernel_init: Any, key: Any, shape: Sequence[int], dtype: Any, **axes: int
     ) -> jax.Array:
         batch, one = cls.geometry(**axes).split(shape)
-
-        def draw_one(key: Any) -> jax.Array:
-            return kernel_init(key, cls.draw_shape(one, **axes), dtype)
-
-        # Kernel by kernel: batch axes are no part of a kernel's fan.
-        for _ in batch:
-            draw_one = jax.vmap(draw_one)
-        return draw_one(jax.random.split(key, batch) if batch else key).reshape(shape)
+        kernels = draw_each(kernel_init, key, batch, cls.draw_shape(one, **axes), dtype)
+        return kernels.reshape(shape)
 
     @classmethod
-    def initialize(
+    def initialize(  # type: ignore[override]
         cls, kernel: Any, rank: int, depth: int, init: Any, key: Any, **axes: int
     ) -> FactorizedWeight:
         geometry = cls.geometry(**axes)

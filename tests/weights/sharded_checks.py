@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
+from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank, TensorTrain, Tucker
 
 # Kind, static axes, factor shapes, and for every layout the spec of each factor.
 WEIGHTS = {
@@ -56,6 +56,28 @@ WEIGHTS = {
         {},
         {"u": (3, 3, 8, 4), "vt": (1, 1, 4, 6)},
         {"in_out": {"u": P(None, None, "x", None), "vt": P(None, None, None, "y")}},
+    ),
+    "train": (
+        TensorTrain,
+        {"outputs": 8, "spatial_axes": 2},
+        {"core1": (4, 1, 4, 2), "core2": (4, 2, 4, 2), "core3": (4, 2, 3, 1)},
+        {"batch": {f"core{k}": P("x", None, None, None) for k in (1, 2, 3)}},
+    ),
+    "tucker": (
+        Tucker,
+        {"outputs": 8},
+        {
+            "core1": (4, 1, 2, 4),
+            "core2": (4, 4, 2, 2),
+            "core3": (4, 2, 2, 1),
+            "factor1": (4, 4, 2),
+            "factor2": (4, 4, 2),
+            "factor3": (4, 3, 2),
+        },
+        {
+            "batch": {f"core{k}": P("x", None, None, None) for k in (1, 2, 3)}
+            | {f"factor{k}": P("x", None, None) for k in (1, 2, 3)}
+        },
     ),
 }
 

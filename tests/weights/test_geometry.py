@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights_cases import CASES, Case, matrix, naive_dense
+from weights_cases import CASES, TWO_FACTOR_CASES, Case, matrix, naive_dense
 
 from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
 from lowrank_jax.weights.geometry import RANK, Geometry
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+two_factor_case = pytest.mark.parametrize("case", TWO_FACTOR_CASES, ids=lambda case: case.name)
 
 
 @every_case
@@ -42,7 +43,7 @@ def test_shape_needs_no_values(case: Case):
     assert jax.tree.leaves(template) == jax.tree.leaves(abstract)
 
 
-@every_case
+@two_factor_case
 def test_matricize_is_the_product_of_the_factor_matrices(case: Case, x64):
     weight = case.weight()
     geometry = weight.geometry(**weight.axes)
@@ -54,7 +55,7 @@ def test_matricize_is_the_product_of_the_factor_matrices(case: Case, x64):
     assert geometry.matrix_shape(case.shape) == matrix(case, dense).shape[-2:]
 
 
-@every_case
+@two_factor_case
 def test_unfold_undoes_fold(case: Case):
     weight = case.weight(dtype=np.float32)
     geometry = weight.geometry(**weight.axes)
@@ -63,7 +64,7 @@ def test_unfold_undoes_fold(case: Case):
     np.testing.assert_array_equal(vt, weight.vt)
 
 
-@every_case
+@two_factor_case
 def test_factor_axes_name_the_dense_axis_of_the_same_size(case: Case):
     weight = case.weight(dtype=np.float32)
     assert set(weight.factor_axes) == set(case.factor_shapes)

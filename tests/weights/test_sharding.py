@@ -21,6 +21,8 @@ CASES = [
         "stack-batch_out",
         "spatial-in_out",
         "channel-in_out",
+        "train-batch",
+        "tucker-batch",
     )
 ]
 
