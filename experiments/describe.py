@@ -26,13 +26,14 @@ USAGE = "Usage: python -m experiments.describe --config=configs/NAME.py[:key=val
 
 
 def describe(config: ConfigDict) -> Plan:
-    """The plan of a config, made from the model and the number of classes alone.
+    """The plan of a config, made from the model and the entry of the data set alone.
 
     Raises:
       RunError: the config asks for something that does not exist or does not fit.
     """
     config = on_this_machine(arguments.settle(config))
-    network = Network.of(config, image_set(config.data.name).num_classes)
+    entry = image_set(config.data.name)
+    network = Network.of(config, entry.num_classes, entry.image_size)
     return plan(config, network, batches_per_epoch=1)
 
 
@@ -40,17 +41,19 @@ def as_text(found: Plan) -> str:
     """The plan's table and totals to read."""
     saved = found.multiply_adds / found.dense_multiply_adds
     return (
-        f"{found.table}\nmultiply-adds {found.multiply_adds:,} of {found.dense_multiply_adds:,} "
-        f"({saved:.2%}), one example's forward pass"
+        f"{found.table}\n"
+        f"of the ordinary dense network: parameters {found.parameters:,} of "
+        f"{found.dense_parameters:,} ({found.ratio:.2%}); multiply-adds {found.multiply_adds:,} of "
+        f"{found.dense_multiply_adds:,} ({saved:.2%}), one example's forward pass"
     )
 
 
 def as_json(found: Plan) -> str:
     """The plan's table and totals as JSON text."""
     totals = {
-        "parameters": found.table.parameters,
-        "dense_parameters": found.table.dense_parameters,
-        "ratio": found.table.ratio,
+        "parameters": found.parameters,
+        "dense_parameters": found.dense_parameters,
+        "ratio": found.ratio,
         "multiply_adds": found.multiply_adds,
         "dense_multiply_adds": found.dense_multiply_adds,
     }

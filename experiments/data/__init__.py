@@ -4,15 +4,17 @@
 places, and `pipeline.py` the batches.
 """
 
-from experiments.data.catalog import image_set, names
+from experiments.data.catalog import ImageSet, image_set, names
 from experiments.data.errors import DataCorrupt, DataUnavailable
-from experiments.data.image_data import ImageData, split_validation
+from experiments.data.image_data import ImageData, Statistics, split_validation
 from experiments.data.lookup import load
 
 __all__ = [
     "DataCorrupt",
     "DataUnavailable",
     "ImageData",
+    "ImageSet",
+    "Statistics",
     "image_set",
     "load",
     "names",

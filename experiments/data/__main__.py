@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from experiments.command_line import exit_code
-from experiments.data import cache, tfds_folder
+from experiments.data import cache
 from experiments.data.catalog import Original, image_set, names
-from experiments.data.lookup import find_release, load
+from experiments.data.lookup import find_prepared, find_release, load
 from experiments.data.places import Places, short
 
 
@@ -61,9 +61,9 @@ def _status(name: str, places: Places) -> str:
     folder = places.data_dir / name
     if cache.exists(folder):
         return f"cached in {short(folder)}"
-    prepared = tfds_folder.find(places.tfds_dir / name)
+    prepared = find_prepared(name, original, places)
     if prepared is not None:
-        return f"prepared TFDS data in {short(prepared)}"
+        return f"prepared TFDS data in {short(prepared[0])}"
     found = find_release(original, places)
     if found is not None:
         return f"original files in {short(found[1])}"

@@ -1,9 +1,11 @@
 """The data sets by name: what each consists of, where its original files are, their checksums.
 
 Checksums and addresses: tensorflow-datasets' registered ones (sha256) for the binary CIFAR
-archives and for Fashion-MNIST, torchvision's (md5) for the Python CIFAR archives. The checksum of
-an IDX file is that of its uncompressed content, because Debian's package `dataset-fashion-mnist`
-has rewritten the gzip headers of the same content.
+archives and for Fashion-MNIST, torchvision's (md5) for the Python CIFAR archives, and the md5 that
+public loaders state for Tiny-ImageNet. The checksum of an IDX file is that of its uncompressed
+content, because Debian's package `dataset-fashion-mnist` has rewritten the gzip headers of the
+same content. The published statistics are those in the PyTorch code behind the compression
+experiments of arXiv 2105.01029 (section 5).
 """
 
 import dataclasses
@@ -11,9 +13,10 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.data import cifar, embedded_sets, idx, tfds_folder
+from experiments.data import cifar, embedded_sets, idx, tfds_folder, tiny_imagenet
 from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataUnavailable
+from experiments.data.image_data import Statistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Original:
       system_folder: where a package of the operating system puts them, if there is one.
       install: the command that installs that package.
       tfds_order: how the order of the original files is restored from a prepared TFDS folder:
-        by the field `id`, or by TFDS's hash of the example's number.
+        by the field `id`, or by TFDS's hash of the example's number; None: TFDS does not have it.
       instead: data sets of the same kind that need no download.
     """
 
@@ -67,7 +70,7 @@ class Original:
     subfolder: str
     system_folder: Path | None
     install: str | None
-    tfds_order: tfds_folder.Order
+    tfds_order: tfds_folder.Order | None
     instead: tuple[str, ...]
 
 
@@ -78,21 +81,23 @@ class ImageSet:
     Attributes:
       name: its name.
       num_classes: number of classes.
-      mirror_symmetric: see `ImageData`.
+      image_size: height and width of the images that networks get, in pixels: the canvas of
+        `pipeline.py`.
+      mirror_symmetric: whether the mirror image of an example belongs to the same class, so that
+        random flips are a sensible augmentation (true of clothes, false of digits).
       provider: a function that returns the embedded arrays, or the `Original`.
       fingerprint: the known one; None where nobody has computed it from the genuine files here.
+      published_statistics: what published code normalises the data set by, if there is such code.
     """
 
     name: str
     num_classes: int
+    image_size: int
     mirror_symmetric: bool
     provider: Callable[[], Arrays] | Original
     fingerprint: str | None
+    published_statistics: Statistics | None
 
-
-_FASHION_SMALL_FINGERPRINT = "437e950becdbf9af220be4a275cd79a84d1cb57c80c683aba9ea24aa7f5ec877"
-_DIGITS_FINGERPRINT = "259de14e0befc3ce6e80657690f37e6b5dd0eef6382730ea0a0c8514016a1994"
-_FASHION_MNIST_FINGERPRINT = "0bc3732c3b28f55e32e95a2ac5cea79965beb439344d36c57dc1ea8d673cc27d"
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
 _ZALANDO = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -186,16 +191,93 @@ _CIFAR100 = Original(
     instead=("fashion_mnist", "digits"),
 )
 
+_TINY_IMAGENET = Original(
+    releases=(
+        Release(
+            (
+                OriginalFile(
+                    "tiny-imagenet-200.zip",
+                    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                    248100043,
+                    "md5:90528d7ca1a48142e341f4ef8d21d0de",
+                ),
+            ),
+            lambda folder: tiny_imagenet.read(
+                folder / "tiny-imagenet-200.zip", tiny_imagenet.TINY_IMAGENET
+            ),
+        ),
+    ),
+    subfolder="",
+    system_folder=None,
+    install=None,
+    tfds_order=None,
+    instead=("fashion_mnist", "digits"),
+)
+
 IMAGE_SETS: dict[str, ImageSet] = {
     entry.name: entry
     for entry in (
         ImageSet(
-            "fashion_small", 10, True, embedded_sets.fashion_small, _FASHION_SMALL_FINGERPRINT
+            name="fashion_small",
+            num_classes=10,
+            image_size=32,
+            mirror_symmetric=True,
+            provider=embedded_sets.fashion_small,
+            fingerprint="437e950becdbf9af220be4a275cd79a84d1cb57c80c683aba9ea24aa7f5ec877",
+            published_statistics=None,
         ),
-        ImageSet("digits", 10, False, embedded_sets.digits, _DIGITS_FINGERPRINT),
-        ImageSet("fashion_mnist", 10, True, _FASHION_MNIST, _FASHION_MNIST_FINGERPRINT),
-        ImageSet("cifar10", 10, True, _CIFAR10, None),
-        ImageSet("cifar100", 100, True, _CIFAR100, None),
+        ImageSet(
+            name="digits",
+            num_classes=10,
+            image_size=32,
+            mirror_symmetric=False,
+            provider=embedded_sets.digits,
+            fingerprint="259de14e0befc3ce6e80657690f37e6b5dd0eef6382730ea0a0c8514016a1994",
+            published_statistics=None,
+        ),
+        ImageSet(
+            name="fashion_mnist",
+            num_classes=10,
+            image_size=32,
+            mirror_symmetric=True,
+            provider=_FASHION_MNIST,
+            fingerprint="0bc3732c3b28f55e32e95a2ac5cea79965beb439344d36c57dc1ea8d673cc27d",
+            published_statistics=None,
+        ),
+        ImageSet(
+            name="cifar10",
+            num_classes=10,
+            image_size=32,
+            mirror_symmetric=True,
+            provider=_CIFAR10,
+            fingerprint=None,
+            published_statistics=Statistics(
+                mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
+            ),
+        ),
+        ImageSet(
+            name="cifar100",
+            num_classes=100,
+            image_size=32,
+            mirror_symmetric=True,
+            provider=_CIFAR100,
+            fingerprint=None,
+            published_statistics=Statistics(
+                mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
+            ),
+        ),
+        ImageSet(
+            name="tiny_imagenet",
+            num_classes=tiny_imagenet.TINY_IMAGENET.classes,
+            image_size=tiny_imagenet.TINY_IMAGENET.image_size,
+            mirror_symmetric=True,
+            provider=_TINY_IMAGENET,
+            fingerprint=None,
+            published_statistics=Statistics(
+                mean=(0.48024578664982126, 0.44807218089384643, 0.3975477478649648),
+                std=(0.2769864069088257, 0.26906448510256, 0.282081906210584),
+            ),
+        ),
     )
 }
 

@@ -5,7 +5,6 @@ the name lookup nor several addresses of one host, so the request runs in a thre
 """
 
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ import requests
 from experiments.data import checksums
 from experiments.data.catalog import OriginalFile
 from experiments.data.errors import DataUnavailable
+from experiments.data.progress import Progress
 
 REACH_SECONDS = 2.5
 _STALL_SECONDS = 60.0
@@ -75,17 +75,14 @@ def fetch(file: OriginalFile, folder: Path) -> Path:
 
 
 def _stream(file: OriginalFile, out: IO[bytes]) -> None:
-    done, shown = 0, 0.0
+    done, progress = 0, Progress(file.name, file.size)
     try:
         with requests.get(file.url, stream=True, timeout=_STALL_SECONDS) as answer:
             answer.raise_for_status()
             for block in answer.iter_content(_BLOCK_BYTES):
                 out.write(block)
                 done += len(block)
-                if time.monotonic() - shown > 1.0 or done == file.size:
-                    shown = time.monotonic()
-                    percent = 100 * done / file.size
-                    print(f"{file.name}: {done / 2**20:.0f} MB, {percent:.0f} %", file=sys.stderr)
+                progress.show(done, f"{done / 2**20:.0f} MB")
     except requests.RequestException as error:
         raise DataUnavailable(
             f"{file.url}: the download broke off after {done} of {file.size} bytes "

@@ -7,10 +7,23 @@ selects the same examples, whatever place the data was read from.
 
 import dataclasses
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.errors import RunError
+
+
+class Statistics(NamedTuple):
+    """What images are normalised by, in units of 0..1: one number, or one for each channel.
+
+    Attributes:
+      mean: subtracted from the pixels.
+      std: the divisor.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,8 +38,6 @@ class ImageData:
       test_images: uint8 `(M, H, W, C)`.
       test_labels: int32 `(M,)`.
       num_classes: number of classes.
-      mirror_symmetric: whether the mirror image of an example belongs to the same class, so that
-        random flips are a sensible augmentation (true of clothes, false of digits).
       fingerprint: sha256 in hex, see the module.
       mean: mean of each channel over the native training images, in units of 0..1.
       std: standard deviation of each channel about that mean, same units.
@@ -41,7 +52,6 @@ class ImageData:
     test_images: np.ndarray
     test_labels: np.ndarray
     num_classes: int
-    mirror_symmetric: bool
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -57,7 +67,6 @@ class ImageData:
         test_labels: np.ndarray,
         *,
         num_classes: int,
-        mirror_symmetric: bool,
     ) -> "ImageData":
         """Checks the arrays and computes fingerprint and statistics.
 
@@ -86,7 +95,6 @@ class ImageData:
             test_images=test_images,
             test_labels=test_labels,
             num_classes=num_classes,
-            mirror_symmetric=mirror_symmetric,
             fingerprint=fingerprint(train_images, train_labels, test_images, test_labels),
             mean=mean,
             std=std,
@@ -126,13 +134,13 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: np.ndarray) -> Statistics:
     """Mean and standard deviation of each channel of uint8 `(N, H, W, C)`, in units of 0..1.
 
     Exact up to the last rounding: computed from a histogram of the 256 values.
 
     >>> channel_statistics(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
-    ((0.5,), (0.5,))
+    Statistics(mean=(0.5,), std=(0.5,))
     """
     channels = images.shape[-1]
     counts = np.zeros((channels, 256), np.int64)
@@ -144,7 +152,7 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     total = counts.sum(axis=1)
     mean = counts @ values / total
     std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / total)
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return Statistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def split_validation(

@@ -77,10 +77,11 @@ def _find(
     entry: ImageSet, original: Original, places: Places, source: str, download: str
 ) -> tuple[Arrays, str]:
     if source in ("auto", "tfds"):
-        prepared = tfds_folder.find(places.tfds_dir / entry.name)
+        prepared = find_prepared(entry.name, original, places)
         if prepared is not None:
-            arrays = tfds_folder.read(prepared, entry.name, original.tfds_order)
-            return arrays, f"prepared TFDS data {short(prepared)}"
+            folder, order = prepared
+            arrays = tfds_folder.read(folder, entry.name, order)
+            return arrays, f"prepared TFDS data {short(folder)}"
     if source in ("auto", "files"):
         found = find_release(original, places)
         if found is not None:
@@ -93,6 +94,16 @@ def _find(
     raise DataUnavailable(
         explain(entry.name, original, places, source, "not tried (data.download=never)")
     )
+
+
+def find_prepared(
+    name: str, original: Original, places: Places
+) -> tuple[Path, tfds_folder.Order] | None:
+    """The prepared TFDS folder, unverified, and the order to read it in."""
+    if original.tfds_order is None:
+        return None
+    folder = tfds_folder.find(places.tfds_dir / name)
+    return None if folder is None else (folder, original.tfds_order)
 
 
 def find_release(original: Original, places: Places) -> tuple[Release, Path] | None:
@@ -127,13 +138,7 @@ def _download(
 
 def _verified(entry: ImageSet, arrays: Arrays, origin: str) -> ImageData:
     try:
-        data = ImageData.from_arrays(
-            entry.name,
-            origin,
-            *arrays,
-            num_classes=entry.num_classes,
-            mirror_symmetric=entry.mirror_symmetric,
-        )
+        data = ImageData.from_arrays(entry.name, origin, *arrays, num_classes=entry.num_classes)
     except ValueError as error:
         raise DataCorrupt(f"{origin}: {error}") from error
     if entry.fingerprint is not None and data.fingerprint != entry.fingerprint:

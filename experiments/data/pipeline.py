@@ -3,16 +3,23 @@
 The whole split lies on the device as uint8 in its native size; everything below is a pure function
 that runs under `jax.jit` and inside `lax.scan`.
 
-Canvas. A network gets `size x size x 3` images whatever the native size: native images are
-enlarged by the largest whole factor that fits (nearest neighbour) and centred on black, and grey
-ones are repeated over three channels. So Fashion-MNIST's 28 x 28 gets a margin of 2, the 8 x 8
-digits are enlarged four times, CIFAR is taken as it is.
+Canvas. A network gets `size x size x 3` images, of the size that the data set's entry in
+`catalog.py` states: native images are enlarged by the largest whole factor that fits (nearest
+neighbour) and centred on black, and grey ones are repeated over three channels. So on a canvas of
+32, Fashion-MNIST's 28 x 28 gets a margin of 2, the 8 x 8 digits are enlarged four times, CIFAR is
+taken as it is.
 
 Augmentation is the usual one of CIFAR (He et al. 2016, arXiv:1512.03385, section 4.2): a crop at
 a random offset of at most `crop_padding` pixels, black outside, then a mirror image with
 probability one half. Black is put in before normalising. The crop is one gather with clipped
 indices and a mask, which on two CPU cores is three times as fast as padding and a vmapped
 `dynamic_slice`.
+
+Cutout (DeVries and Taylor 2017, arXiv:1708.04552) comes after normalising: a square of side
+`cutout` is set to zero, which is the mean colour. Its centre `c` is uniform over all pixels of the
+image, and it covers rows `c - side // 2` to `c - side // 2 + side - 1` and columns likewise, as
+far as they are in the image: at an even side one row more before the centre than behind it, as in
+its authors' code; an odd side, which that code rounds down, is taken as it is.
 
 Order. With `key = jax.random.key(seed)`, epoch `e` visits the examples in the order
 `permutation(fold_in(fold_in(key, 0xDA7A), e), n)`; a last partial batch is left out in training.
@@ -27,12 +34,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.image_data import ImageData
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _ORDER_STREAM = 0xDA7A
+# Not 0 or 1, from which `fold_in` makes the two keys that `split` makes (for crop and flip).
+_CUTOUT_STREAM = 0xC070
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +52,15 @@ class ImagePipeline:
       size: height and width of the network's images.
       crop_padding: largest offset of the random crop in pixels; 0 for none.
       flip: whether to mirror at random.
+      cutout: side of the square that is blanked, in pixels of the network's image; 0 for none.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    size: int = 32
+    size: int
     crop_padding: int = 4
     flip: bool = True
-
-    @classmethod
-    def of(cls, data: ImageData) -> "ImagePipeline":
-        """With the data set's own statistics, and flips only where they keep the class."""
-        return cls(mean=data.mean, std=data.std, flip=data.mirror_symmetric)
+    cutout: int = 0
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -122,11 +126,16 @@ def training_batch(
       float32 `(B, size, size, 3)` and int32 `(B,)`.
     """
     epoch_key = jax.random.fold_in(jax.random.key(seed), epoch)
-    offset, mirrored = jax.vmap(lambda index: _draw(epoch_key, index, pipeline))(indices)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, epoch_key))(indices)
+    offset, mirrored = jax.vmap(lambda key: _draw(key, pipeline))(keys)
     position = jnp.arange(pipeline.size)
     rows = position + offset[:, :1]
     columns = jnp.where(mirrored[:, None], position[::-1], position) + offset[:, 1:]
-    return _normalise(_gather(images, indices, rows, columns, pipeline), pipeline), labels[indices]
+    batch = _normalise(_gather(images, indices, rows, columns, pipeline), pipeline)
+    if pipeline.cutout:
+        square = jax.vmap(lambda key: _square(key, pipeline))(keys)
+        batch = jnp.where(square[..., None], 0.0, batch)
+    return batch, labels[indices]
 
 
 @functools.partial(jax.jit, static_argnames="pipeline")
@@ -156,15 +165,22 @@ def padded_evaluation_indices(n: int, batch_size: int) -> tuple[np.ndarray, np.n
     return np.where(valid, flat, 0).astype(np.int32).reshape(shape), valid.reshape(shape)
 
 
-def _draw(
-    epoch_key: jax.Array, index: jax.Array, pipeline: ImagePipeline
-) -> tuple[jax.Array, jax.Array]:
+def _draw(key: jax.Array, pipeline: ImagePipeline) -> tuple[jax.Array, jax.Array]:
     """Offset of the crop (row, column) and whether to mirror, for one example."""
-    crop_key, flip_key = jax.random.split(jax.random.fold_in(epoch_key, index))
+    crop_key, flip_key = jax.random.split(key)
     reach = pipeline.crop_padding
     offset = jax.random.randint(crop_key, (2,), -reach, reach + 1)
     mirrored = jax.random.bernoulli(flip_key) if pipeline.flip else jnp.zeros((), bool)
     return offset, mirrored
+
+
+def _square(key: jax.Array, pipeline: ImagePipeline) -> jax.Array:
+    """Which pixels of one example Cutout covers: bool `(size, size)`."""
+    centre = jax.random.randint(jax.random.fold_in(key, _CUTOUT_STREAM), (2,), 0, pipeline.size)
+    first = centre[:, None] - pipeline.cutout // 2
+    position = jnp.arange(pipeline.size)
+    row, column = (first <= position) & (position < first + pipeline.cutout)
+    return row[:, None] & column
 
 
 def _gather(

@@ -15,16 +15,19 @@ def explain(name: str, original: Original, places: Places, source: str, download
       download: why it was not downloaded.
     """
     skipped = f"not tried (data.source={source})"
-    tfds = skipped if source == "files" else "not there"
+    if original.tfds_order is None:
+        tfds = "TFDS does not have this data set"
+    else:
+        found = skipped if source == "files" else "not there"
+        tfds = f"{short(places.tfds_dir / name / '*')}  (array_record or tfrecord): {found}"
     files = skipped if source == "tfds" else "not there"
     first, *others = (short(folder) for folder in places.file_folders(original))
     wanted = ", ".join(file.name for release in original.releases for file in release.files)
-    prepared = short(places.tfds_dir / name / "*")
     url = original.releases[0].files[0].url
     lines = [
         f"dataset {name!r} is not on this machine and cannot be fetched.",
         "  Looked for:",
-        f"    prepared TFDS data    {prepared}  (array_record or tfrecord): {tfds}",
+        f"    prepared TFDS data    {tfds}",
         f"    original files        {first}/{{{wanted}}}: {files} (nor in {', '.join(others)})",
         f"    download              {url}: {skipped if source == 'tfds' else download}",
         "  What to do (any one):",

@@ -3,7 +3,8 @@
 A task is all that the training loop does not know: how many examples there are, what a batch is,
 what is minimized, what is measured. Under `protocol=ours` a validation split is held out of the
 training images and the data set's own statistics normalise; `published` trains on everything,
-normalises by ImageNet's statistics and keeps the partial last batch of an epoch.
+normalises by what the code published for the model does, ImageNet's statistics or constants for
+the data set, and keeps the partial last batch of an epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments import models
-from experiments.data import ImageData, load, split_validation
+from experiments.data import ImageData, ImageSet, Statistics, image_set, load, split_validation
 from experiments.data.pipeline import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -44,19 +45,38 @@ class Network:
     """The dense network of a task: how to make it and how to apply it, data apart.
 
     Attributes:
-      model: from images ``(batch, 32, 32, 3)`` to logits.
+      model: from images ``(batch, image_size, image_size, 3)`` to logits.
+      ordinary_model: the one that ratios are relative to. It is another one where convolutions
+        were made separable, so that they can be decomposed.
     """
 
     model: nn.Module
+    ordinary_model: nn.Module
+    image_size: int
 
     @classmethod
-    def of(cls, config: ConfigDict, num_classes: int) -> Network:
-        """The network of a settled config.
+    def of(cls, config: ConfigDict, num_classes: int, image_size: int) -> Network:
+        """The network of a settled config, for images of a data set.
 
         Raises:
           RunError: the model is unknown, or refuses a value.
         """
-        return cls(models.build(config.model, num_classes, config.precision, config.remat))
+
+        def build(kind: str) -> nn.Module:
+            return models.build(
+                config.model,
+                num_classes,
+                kind=kind,
+                precision=config.precision,
+                remat=config.remat,
+            )
+
+        return cls(build(config.kind), build("conv"), image_size)
+
+    @property
+    def ordinary(self) -> Network:
+        """The network that ratios are relative to."""
+        return dataclasses.replace(self, model=self.ordinary_model)
 
     def in_forms(self, compose: Mapping[str, bool]) -> Network:
         """The same network that applies the factorized kernels at these paths composed or not."""
@@ -64,11 +84,12 @@ class Network:
 
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""
-        return self.model.init(key, jnp.zeros((1, 32, 32, 3)), False)
+        return self.model.init(key, jnp.zeros(self.example(1).shape), False)
 
     def example(self, batch_size: int) -> jax.ShapeDtypeStruct:
         """The shape of the model's input."""
-        return jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
+        shape = (batch_size, self.image_size, self.image_size, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def apply(self, params: Any, model_state: Any, images: jax.Array) -> Any:
         """Logits in evaluation mode."""
@@ -122,16 +143,18 @@ class Classification:
             steps_per_epoch(len(splits["train"][1]), config.batch_size)
         except ValueError as error:
             raise RunError(str(error)) from error
-        own = ImagePipeline.of(data)
-        pipeline = dataclasses.replace(
-            own,
-            mean=IMAGENET_MEAN if published else own.mean,
-            std=IMAGENET_STD if published else own.std,
+        entry = image_set(config.data.name)
+        mean, std = _statistics(config, entry, data)
+        pipeline = ImagePipeline(
+            mean=mean,
+            std=std,
+            size=entry.image_size,
             crop_padding=config.augment.crop,
-            flip=config.augment.flip and own.flip,
+            flip=config.augment.flip and entry.mirror_symmetric,
+            cutout=config.augment.cutout,
         )
         return cls(
-            network=Network.of(config, data.num_classes),
+            network=Network.of(config, entry.num_classes, entry.image_size),
             pipeline=pipeline,
             data=Data(data.name, data.origin, data.fingerprint),
             splits=splits,
@@ -203,6 +226,16 @@ class Classification:
             "correct": jnp.sum(sums["correct"]),
             "logits": logits,
         }
+
+
+def _statistics(config: ConfigDict, entry: ImageSet, data: ImageData) -> Statistics:
+    """What images are normalised by: published constants only under the published protocol."""
+    if config.protocol == "published":
+        if models.find(config.model.name).statistics == "imagenet":
+            return Statistics(IMAGENET_MEAN, IMAGENET_STD)
+        if entry.published_statistics is not None:
+            return entry.published_statistics
+    return Statistics(data.mean, data.std)
 
 
 def _split(data: ImageData, config: ConfigDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -69,16 +69,24 @@ def test_the_wide_network_from_the_command_line(capsys: pytest.CaptureFixture[st
     assert len(found["rows"]) == 8
 
 
+@pytest.mark.parametrize(
+    ("data_set", "pixels", "classes"), [("cifar10", 32, 10), ("tiny_imagenet", 64, 200)]
+)
 @pytest.mark.usefixtures("no_data")
-def test_multiply_adds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Counted by hand: ResNet-8 has one block a stage, two convolutions each, and 32² pixels."""
-    found = described("depth=8,rank_scale=0", capsys)
-    kernels = [(32, 3, 16), (32, 16, 16), (32, 16, 16)]
-    kernels += [(16, 16, 32), (16, 32, 32), (8, 32, 64), (8, 64, 64)]
+def test_multiply_adds(
+    data_set: str, pixels: int, classes: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted by hand: ResNet-8 has one block a stage, two convolutions each."""
+    found = described(f"depth=8,rank_scale=0,data={data_set}", capsys)
+    kernels = [(1, 3, 16), (1, 16, 16), (1, 16, 16)]
+    kernels += [(2, 16, 32), (2, 32, 32), (4, 32, 64), (4, 64, 64)]
+    weights = sum(9 * before * after for _, before, after in kernels)
+    norms = 2 * (3 * 16 + 2 * 32 + 2 * 64)
+    assert found["parameters"] == weights + norms + (64 + 1) * classes
     # With zero padding, every tap counts, the ones on the border as well.
-    expected = sum(size**2 * 9 * before * after for size, before, after in kernels) + 64 * 10
+    convolutions = sum((pixels // s) ** 2 * 9 * before * after for s, before, after in kernels)
     assert found["multiply_adds"] == found["dense_multiply_adds"]
-    assert found["multiply_adds"] == pytest.approx(expected, rel=1e-3)
+    assert found["multiply_adds"] == pytest.approx(convolutions + 64 * classes, rel=1e-3)
 
 
 @pytest.mark.usefixtures("no_data")

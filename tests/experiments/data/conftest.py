@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from fabricated import random_set
+from fabricated import SMALL_TINY_IMAGENET, random_set
 
-from experiments.data import catalog
+from experiments.data import catalog, tiny_imagenet
 from experiments.data.embedded_sets import Arrays
 
 
@@ -55,6 +55,15 @@ def cifar100_arrays() -> Arrays:
 @pytest.fixture
 def fashion_arrays() -> Arrays:
     return random_set(2, 30, 11, (28, 28, 1), 10)
+
+
+@pytest.fixture
+def small_tiny_imagenet(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue's Tiny-ImageNet becomes as small as the fabricated archive."""
+    monkeypatch.setattr(tiny_imagenet, "TINY_IMAGENET", SMALL_TINY_IMAGENET)
+    entry = catalog.IMAGE_SETS["tiny_imagenet"]
+    small = dataclasses.replace(entry, num_classes=SMALL_TINY_IMAGENET.classes)
+    monkeypatch.setitem(catalog.IMAGE_SETS, "tiny_imagenet", small)
 
 
 @pytest.fixture

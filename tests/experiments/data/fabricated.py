@@ -4,11 +4,14 @@ import gzip
 import io
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from experiments.data.embedded_sets import Arrays
+from experiments.data.tiny_imagenet import Contents
 
 
 def random_set(seed: int, train: int, test: int, shape: tuple[int, ...], classes: int) -> Arrays:
@@ -134,3 +137,57 @@ def write_idx_folder(folder: Path, arrays: Arrays) -> None:
     ):
         header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
         (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
+
+
+# Enough for `_10` to sort before `_2`.
+SMALL_TINY_IMAGENET = Contents(classes=3, train_per_class=11, validation_images=12, image_size=64)
+WNIDS = ("n03014705", "n01443537", "n02123045")  # as the archive lists them: not sorted
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """A JPEG of uint8 `(H, W, 3)`, or of a grey image `(H, W)`."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def quarters(rng: np.random.Generator, grey: bool) -> np.ndarray:
+    """A 64 x 64 image of four plain squares, which JPEG keeps nearly as they are."""
+    colours = rng.integers(0, 256, (2, 2) if grey else (2, 2, 3), np.uint8)
+    return colours.repeat(32, axis=0).repeat(32, axis=1)
+
+
+def tiny_imagenet_images() -> dict[str, np.ndarray]:
+    """Path within the archive to image; the third of each split is grey."""
+    rng = np.random.default_rng(3)
+    per_class = range(SMALL_TINY_IMAGENET.train_per_class)
+    train = [f"train/{wnid}/images/{wnid}_{i}.JPEG" for wnid in WNIDS for i in per_class]
+    count = SMALL_TINY_IMAGENET.validation_images
+    validation = [f"val/images/val_{i}.JPEG" for i in range(count)]
+    return {
+        path: quarters(rng, grey=i == 2)
+        for paths in (train, validation)
+        for i, path in enumerate(paths)
+    }
+
+
+def tiny_imagenet_members(images: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """What the archive holds besides: `val_I.JPEG` is of the class `WNIDS[I % 3]`."""
+    count = SMALL_TINY_IMAGENET.validation_images
+    lines = [f"val_{i}.JPEG\t{WNIDS[i % 3]}\t0\t10\t40\t62\n" for i in range(count)]
+    return {
+        "wnids.txt": "\n".join(WNIDS).encode(),
+        "words.txt": b"n00001740\tentity\n",
+        "val/val_annotations.txt": "".join(lines).encode(),
+        "test/images/test_0.JPEG": b"not looked at",
+        **{f"train/{wnid}/{wnid}_boxes.txt": b"0\t0\t1\t1\n" for wnid in WNIDS},
+        **{path: jpeg(image) for path, image in images.items()},
+    }
+
+
+def write_tiny_imagenet(path: Path, members: dict[str, bytes]) -> None:
+    """The archive, uncompressed; its members come in no sensible order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in sorted(members, key=lambda name: name[::-1]):
+            archive.writestr(f"tiny-imagenet-200/{name}", members[name])

@@ -22,6 +22,7 @@ def test_status_of_everything(capsys, data_dir, cifar10_arrays, fashion_arrays, 
         f"fashion_mnist original files in {tmp_path}/system/fashion_mnist",
         f"cifar10       original files in {data_dir}",
         "cifar100      not on this machine: python -m experiments.data fetch cifar100",
+        "tiny_imagenet not on this machine: python -m experiments.data fetch tiny_imagenet",
     ]
     register("cifar10", data_dir)
     load("cifar10")

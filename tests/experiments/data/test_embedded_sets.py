@@ -14,7 +14,7 @@ def test_fashion_small():
     assert data.test_images.shape == (2000, 28, 28, 1)
     assert np.bincount(data.train_labels).tolist() == [500] * 10
     assert np.bincount(data.test_labels).tolist() == [200] * 10
-    assert data.mirror_symmetric and data.num_classes == 10 and data.origin == "embedded"
+    assert data.num_classes == 10 and data.origin == "embedded"
     # of the whole set: .2860 and .3530
     assert abs(data.mean[0] - 0.2860) < 0.003
     assert abs(data.std[0] - 0.3530) < 0.003
@@ -42,7 +42,6 @@ def test_digits():
     data = load("digits")
     assert data.train_images.shape == (1437, 8, 8, 1)
     assert data.test_images.shape == (360, 8, 8, 1)
-    assert not data.mirror_symmetric
     lines = gzip.decompress(embedded_sets.DIGITS_FILE.read_bytes()).decode().split()
     for index, line in enumerate(lines):
         *pixels, label = map(int, line.split(","))

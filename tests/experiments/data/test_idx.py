@@ -21,7 +21,6 @@ def test_the_whole_fashion_mnist_has_the_known_statistics(fashion_package):
         "package",
         *idx.read_folder(fashion_package),
         num_classes=10,
-        mirror_symmetric=True,
     )
     assert data.train_images.shape == (60000, 28, 28, 1)
     assert np.bincount(data.train_labels).tolist() == [6000] * 10

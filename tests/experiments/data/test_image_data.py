@@ -24,7 +24,6 @@ def make(images=IMAGES, labels=LABELS, num_classes=7):
         IMAGES[:5],
         LABELS[:5],
         num_classes=num_classes,
-        mirror_symmetric=True,
     )
 
 

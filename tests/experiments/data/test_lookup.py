@@ -32,7 +32,8 @@ then copy ~/.cache/lowrank_jax here
 
 
 def test_names():
-    assert names() == ("fashion_small", "digits", "fashion_mnist", "cifar10", "cifar100")
+    embedded = ("fashion_small", "digits")
+    assert names() == (*embedded, "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data import load
 from experiments.data.pipeline import (
     ImagePipeline,
     batch_indices,
@@ -19,9 +18,17 @@ from experiments.data.pipeline import (
     training_batch,
 )
 
-GREY = ImagePipeline(mean=(0.3,), std=(0.35,))
-COLOUR = ImagePipeline(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-SHAPES = [(32, 32, 3), (28, 28, 1), (8, 8, 1), (28, 28, 3)]
+GREY = ImagePipeline(mean=(0.3,), std=(0.35,), size=32)
+COLOUR = ImagePipeline(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=32)
+# Shapes of stored images, and the canvas they are put on.
+CANVASES = [
+    ((32, 32, 3), 32),
+    ((28, 28, 1), 32),
+    ((8, 8, 1), 32),
+    ((28, 28, 3), 32),
+    ((64, 64, 3), 64),
+    ((28, 28, 1), 64),
+]
 
 
 def stored(shape, n=12, seed=0):
@@ -30,16 +37,16 @@ def stored(shape, n=12, seed=0):
     return jnp.asarray(images), jnp.asarray(rng.integers(0, 10, n), jnp.int32)
 
 
-def pipeline_for(shape):
-    return COLOUR if shape[-1] == 3 else GREY
+def pipeline_for(shape, size):
+    return dataclasses.replace(COLOUR if shape[-1] == 3 else GREY, size=size)
 
 
-def canvas(image):
-    """32 x 32 x 3 of one image, by loops over pixels, uint8."""
+def canvas(image, size):
+    """size x size x 3 of one image, by loops over pixels, uint8."""
     height, width, channels = image.shape
-    factor = 32 // height
-    margin = (32 - factor * height) // 2
-    result = np.zeros((32, 32, 3), np.uint8)
+    factor = size // height
+    margin = (size - factor * height) // 2
+    result = np.zeros((size, size, 3), np.uint8)
     for i in range(height * factor):
         for j in range(width * factor):
             for c in range(3):
@@ -52,22 +59,22 @@ def normalised(image, pipeline):
     return (image / 255.0 - np.array(pipeline.mean)) / np.array(pipeline.std)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_evaluation_batch_is_the_normalised_canvas(shape):
+@pytest.mark.parametrize(("shape", "size"), CANVASES)
+def test_evaluation_batch_is_the_normalised_canvas(shape, size):
     images, labels = stored(shape)
-    pipeline = pipeline_for(shape)
+    pipeline = pipeline_for(shape, size)
     indices = np.array([7, 0, 7, 11])
     batch, batch_labels = evaluation_batch(images, labels, indices, pipeline)
-    expected = [normalised(canvas(np.asarray(images[i])), pipeline) for i in indices]
+    expected = [normalised(canvas(np.asarray(images[i]), size), pipeline) for i in indices]
     assert batch.dtype == jnp.float32
     np.testing.assert_allclose(batch, np.stack(expected), rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(batch_labels, np.asarray(labels)[indices])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_training_batch_is_padded_cropped_and_mirrored(shape):
+@pytest.mark.parametrize(("shape", "size"), CANVASES)
+def test_training_batch_is_padded_cropped_and_mirrored(shape, size):
     images, labels = stored(shape)
-    pipeline = pipeline_for(shape)
+    pipeline = pipeline_for(shape, size)
     indices, seed, epoch = np.array([3, 9, 0, 5, 11, 1]), 17, 4
     batch, batch_labels = training_batch(images, labels, indices, seed, epoch, pipeline)
     mirrored_ones = 0
@@ -76,8 +83,8 @@ def test_training_batch_is_padded_cropped_and_mirrored(shape):
         crop_key, flip_key = jax.random.split(key)
         top, left = np.asarray(jax.random.randint(crop_key, (2,), -4, 5)) + 4
         # black before normalising, not the mean
-        padded = np.pad(canvas(np.asarray(images[index])), ((4, 4), (4, 4), (0, 0)))
-        crop = padded[top : top + 32, left : left + 32]
+        padded = np.pad(canvas(np.asarray(images[index]), size), ((4, 4), (4, 4), (0, 0)))
+        crop = padded[top : top + size, left : left + size]
         if jax.random.bernoulli(flip_key):
             crop = crop[:, ::-1]
             mirrored_ones += 1
@@ -92,7 +99,7 @@ def test_offsets_and_flips_are_uniform():
     n = 8100
     image = np.zeros((1, 32, 32, 1), np.uint8)
     image[0, 16, 16], image[0, 16, 17] = 255, 100
-    pipeline = ImagePipeline(mean=(0.0,), std=(1.0,))
+    pipeline = ImagePipeline(mean=(0.0,), std=(1.0,), size=32)
     batch, _ = training_batch(
         jnp.asarray(np.repeat(image, n, axis=0)),
         jnp.zeros(n, jnp.int32),
@@ -207,17 +214,3 @@ def test_evaluation_counts_every_example_once(n, batch_size):
     assert indices.shape == valid.shape == (-(-n // batch_size), batch_size)
     assert indices[valid].tolist() == list(range(n))
     assert indices.min() >= 0 and indices.max() < n
-
-
-def test_pipeline_of_a_data_set():
-    digits, fashion = load("digits"), load("fashion_small")
-    assert ImagePipeline.of(fashion) == ImagePipeline(fashion.mean, fashion.std, 32, 4, True)
-    assert not ImagePipeline.of(digits).flip
-    batch, _ = evaluation_batch(
-        jnp.asarray(fashion.train_images[:1000]),
-        jnp.asarray(fashion.train_labels[:1000]),
-        jnp.arange(1000),
-        ImagePipeline.of(fashion),
-    )
-    inner = np.asarray(batch, np.float64)[:, 2:30, 2:30, 0]
-    assert abs(inner.mean()) < 0.05 and abs(inner.std() - 1) < 0.05
