@@ -18,18 +18,33 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.name = "base"
     config.task = "classification"
     config.workdir = ""
+    # A finished run whose final network is the start, instead of a random one ('' = random).
+    config.start = ""
     config.seed = 1
     # ours: a validation split is held out, the data set's own statistics, full batches.
     # published: no split, ImageNet statistics, the partial last batch of an epoch is kept.
     config.protocol = "ours"
 
-    # The dense model: depth 6n+2 (20, 32, 44, 56, 110); `width` multiplies every channel count.
-    # resnet: 16, 32, 64 channels, shortcuts without parameters.
-    # projection_resnet: 64, 128, 256 channels, 1x1 convolutions as shortcuts.
-    config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1})
+    # The dense model; `width` multiplies its channel counts (0.25 is a quarter-width twin).
+    # resnet: depth 6n+2 (20, 32, 44, 56, 110); 16, 32, 64 channels, shortcuts without parameters.
+    # projection_resnet: the same with 64, 128, 256 channels and 1x1 convolutions as shortcuts.
+    # vgg: depth 11, 13, 16 or 19.
+    # wide_resnet: depth 6n+4 (28); 160, 320, 640 channels, so that width 1 is WRN-28-10.
+    config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1.0})
 
-    # Low rank. 0 keeps the network dense; below 1 is low rank, 1 full rank, above 1 wide.
+    # How the network gets small. factorize: its kernels are stored as factors. prune: the smallest
+    # entries of the same kernels are set to zero during training (needs a ratio).
+    config.method = "factorize"
+    # How large it becomes, one of three; all at 0 keep it dense.
+    # rank_scale: below 1 is low rank, 1 full rank, above 1 wide.
+    # ratio: the share of the dense network's parameters, all of them counted.
+    # energy: the share of each kernel's squared singular values; for trained kernels.
     config.rank_scale = 0.0
+    config.ratio = 0.0
+    config.energy = 0.0
+    # What is factorized. conv: the kernels of convolutions. tensor_train, tucker: convolutions
+    # become depthwise-separable and their pointwise kernels tensors; wide_resnet alone has these.
+    config.kind = "conv"
     # flat: two factors, u @ vt. deep: a square matrix in between, u @ m @ vt.
     config.variant = "flat"
     config.init = "spectral"
@@ -52,8 +67,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The fraction of the training set that is held out. 0: train on everything and report the
     # final epoch. None: 0.1 under protocol=ours, 0 under published.
     config.validation = placeholder(float)
-    # Training images are zero-padded by `crop` pixels and cropped back at random; flipped or not.
-    config.augment = ConfigDict({"crop": 4, "flip": True})
+    # Training images are zero-padded by `crop` pixels and cropped back at random; flipped or not;
+    # and a square of side `cutout` around a random pixel is blanked (0: none).
+    config.augment = ConfigDict({"crop": 4, "flip": True, "cutout": 0})
 
     # Optimization: SGD with momentum. The learning rate is multiplied by `milestone_factor` at the
     # start of epoch int(fraction * epochs), for each fraction in `milestones`.

@@ -24,6 +24,8 @@ from experiments.errors import RunError
 # The words a key accepts. `data.name` and `model.name` are checked where those are looked up.
 CHOICES: dict[str, tuple[str, ...]] = {
     "protocol": ("ours", "published"),
+    "method": ("factorize", "prune"),
+    "kind": ("conv", "tensor_train", "tucker"),
     "precision": ("float32", "bfloat16"),
     "variant": ("flat", "deep"),
     "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
@@ -60,6 +62,9 @@ OPERATIONAL = (
     "mesh.tensor",
 )
 
+# The keys of which one says how large the network becomes; all at 0 keep it dense.
+SIZES = ("rank_scale", "ratio", "energy")
+
 # Keys that came later, with the values that mean what was done before: a config.json that does not
 # have them is read as if it did.
 ADDED_LATER: dict[str, Any] = {
@@ -70,12 +75,21 @@ ADDED_LATER: dict[str, Any] = {
     "remat": False,
     "compilation_cache": "",
     "profile_steps": (),
+    "method": "factorize",
+    "ratio": 0.0,
+    "energy": 0.0,
+    "kind": "conv",
+    "augment.cutout": 0,
+    "start": "",
 }
 
 # Bounds as (test, words); a value that fails its test is refused with the words.
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
+    "model.width": (lambda v: v > 0, "a positive number"),
     "rank_scale": (lambda v: v >= 0, "0 (the dense network) or a positive number"),
+    "ratio": (lambda v: 0 <= v < 1, "0 (the dense network) or a share of its parameters below 1"),
+    "energy": (lambda v: 0 <= v <= 1, "0 or a share of the squared singular values, at most 1"),
     "weight_decay": (lambda v: v >= 0, "0 or a positive number"),
     "validation": (lambda v: 0 <= v < 1, "a fraction of the training set: 0 <= validation < 1"),
     "learning_rate": (lambda v: v > 0, "a positive number"),
@@ -92,10 +106,10 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "two step numbers FIRST,LAST with 1 <= FIRST <= LAST, or () for none",
     ),
     "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
+    "augment.cutout": (lambda v: v >= 0, "0 (none) or a positive number of pixels"),
 } | {
     key: (lambda v: v >= 1, "a whole number, at least 1")
     for key in (
-        "model.width",
         "epochs",
         "batch_size",
         "accumulate_steps",
@@ -139,17 +153,21 @@ def differences(
     return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
 
 
+Preset = Callable[[ConfigDict], None]
+
+
 def apply(
     config: ConfigDict,
     text: str | None,
-    presets: Mapping[str, Callable[[ConfigDict], None]] | None = None,
+    presets: Mapping[str, Preset | Mapping[str, Preset]] | None = None,
 ) -> ConfigDict:
     """Refines `config` in place by an argument such as 'depth=32,decay=frobenius', and returns it.
 
     A name is the dotted path of a key ('data.dir'), or its last part where that is unique
     ('depth'), or a group, which stands for its name ('data' for 'data.name'). The default of a key
-    fixes its type. Presets are named refinements ('runlocal', 'runlocal=True') that come before
-    the other arguments, wherever they stand, so that an explicit argument always wins.
+    fixes its type. Presets are named refinements: one of its own ('runlocal', 'runlocal=True') or
+    one of several ('model=vgg19'). They come before the other arguments, in their own order,
+    wherever they stand, so that an explicit argument always wins.
 
     Raises:
       RunError: for an unknown or ambiguous name, a name given twice, or a value of the wrong type.
@@ -177,12 +195,20 @@ def apply(
         if key in values:
             raise RunError(f"config argument {name!r} is given twice in {text!r}")
         if not equals:
-            if key not in presets and not isinstance(flatten(config)[key], bool):
+            switch = callable(presets[key]) if key in presets else _is_switch(config, key)
+            if not switch:
                 raise RunError(f"config argument {name!r} has no value: write {name}=VALUE")
             value = "True"
         values[key] = value
     for name, preset in presets.items():
-        if _parse(name, values.pop(name, "False"), bool):
+        if name not in values:
+            continue
+        value = values.pop(name)
+        if not callable(preset):
+            if value not in preset:
+                raise RunError(f"{name}={value!r}: expected one of {', '.join(preset)}")
+            preset[value](config)
+        elif _parse(name, value, bool):
             preset(config)
     for key, value in values.items():
         group, _, last = key.rpartition(".")
@@ -204,8 +230,9 @@ def settle(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        for key in ADDED_LATER.keys() - config.keys():
-            config[key] = ADDED_LATER[key]
+        for key in ADDED_LATER.keys() - flatten(config).keys():
+            group, _, last = key.rpartition(".")
+            (config[group] if group else config)[last] = ADDED_LATER[key]
     published = config.protocol == "published"
     if config.validation is None:
         config.validation = 0.0 if published else 0.1
@@ -218,12 +245,32 @@ def settle(config: ConfigDict) -> ConfigDict:
             f"validation={config.validation:g} with protocol=published: the published protocol "
             "trains on the whole training set; leave validation out or use protocol=ours"
         )
-    if config.rank_scale == 0 and config.variant != "flat":
-        raise RunError(
-            f"variant={config.variant} with rank_scale=0: the dense network has no factors; "
-            "give a rank_scale (1.0 for the published deep network)"
-        )
+    _settle_size(config)
     return config
+
+
+def _settle_size(config: ConfigDict) -> None:
+    """Raises RunError where the keys that say how large the network becomes contradict."""
+    sizes = {key: config[key] for key in SIZES if config[key]}
+    given = " and ".join(f"{key}={value:g}" for key, value in sizes.items())
+    if len(sizes) > 1:
+        raise RunError(f"{given}: one says how large the network becomes; set the others to 0")
+    if config.energy and not config.start:
+        raise RunError(
+            f"{given}: singular values are worth something in a trained network only; name one "
+            "by start=RUN"
+        )
+    if config.ratio and config.kind != "conv":
+        raise RunError(f"{given} with kind={config.kind}: its ranks come from a rank_scale")
+    if config.method == "prune" and not config.ratio:
+        raise RunError(f"method=prune with {given or 'ratio=0'}: give the ratio to prune to")
+    factorized = sizes and config.method == "factorize"
+    if config.variant != "flat" and (not factorized or config.kind != "conv"):
+        raise RunError(
+            f"variant={config.variant} with {given or 'rank_scale=0'}, method={config.method}, "
+            f"kind={config.kind}: only factorized convolutions have a factor in the middle "
+            "(rank_scale=1 is the published deep network)"
+        )
 
 
 def _names(config: ConfigDict) -> dict[str, list[str]]:
@@ -264,6 +311,10 @@ def _parse(key: str, text: str, kind: type) -> Any:
     raise RunError(
         f"config argument {key!r} takes a {kind.__name__}: write --config.{key}=... instead"
     )
+
+
+def _is_switch(config: ConfigDict, key: str) -> bool:
+    return isinstance(flatten(config)[key], bool)
 
 
 def _is_number(value: Any) -> bool:

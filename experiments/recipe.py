@@ -14,29 +14,48 @@ from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import models
+from experiments.errors import RunError
+from experiments.pruning import PruningSchedule, magnitude_pruning
 from lowrank_jax.initializers import Initializer
+from lowrank_jax.ranks import RankRule
 
 _DEPTH = {"flat": 2, "deep": 3}
 
 
-def rules(config: ConfigDict) -> list[lrj.Rule]:
-    """The rules of a config; none for the dense network (`rank_scale` 0)."""
-    if config.rank_scale == 0:
+def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
+    """The rules of a config; none for a network that stays dense.
+
+    Args:
+      config: the settled config.
+      dense_params: of the model, arrays or shapes; what a `ratio` is a share of.
+
+    Raises:
+      RunError: the model does not have this kind, or the ratio cannot be reached.
+    """
+    chosen = _factorization(config)
+
+    def of_rank(rank: RankRule) -> list[lrj.Rule]:
+        return [lrj.Rule(chosen.pattern, rank, chosen.weight, depth=_DEPTH[config.variant])]
+
+    if config.method == "prune":
         return []
-    return [
-        lrj.Rule(
-            models.find(config.model.name).factorized,
-            lrj.RankScale(config.rank_scale),
-            lrj.SpatialLowRank,
-            depth=_DEPTH[config.variant],
-        )
-    ]
+    if config.energy:
+        return of_rank(lrj.Energy(config.energy))
+    scale = config.rank_scale
+    if config.ratio:
+        try:
+            scale = lrj.target_ratio(
+                dense_params, lambda scale: of_rank(lrj.RankScale(scale)), config.ratio
+            )
+        except ValueError as error:
+            raise RunError(str(error)) from error
+    return of_rank(lrj.RankScale(scale)) if scale else []
 
 
 def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
     """Rules that name the kernels a dense network is compared by: the ones others factorize."""
-    pattern = models.find(config.model.name).factorized
-    return [lrj.Rule(pattern, lrj.RankScale(1.0), lrj.SpatialLowRank)]
+    chosen = _factorization(config)
+    return [lrj.Rule(chosen.pattern, lrj.RankScale(1.0), chosen.weight)]
 
 
 def initializer(config: ConfigDict) -> Initializer:
@@ -45,7 +64,9 @@ def initializer(config: ConfigDict) -> Initializer:
         return lrj.spectral(config.overcomplete)
     if config.init == "spectral_ones":
         return lrj.spectral_ones(config.overcomplete)
-    return {"regular": lrj.regular, "variance_matched": lrj.variance_matched}[config.init]()
+    if config.init == "variance_matched":
+        return lrj.variance_matched()
+    return _factorization(config).regular
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -81,12 +102,32 @@ def decay(config: ConfigDict, ratio: float) -> optax.GradientTransformation:
     return optax.chain(others, factors)
 
 
+def parameters_left(config: ConfigDict, params: Any) -> int:
+    """The parameters of a network when it is trained; of a pruned one, those that are not zero.
+
+    Args:
+      config: the settled config.
+      params: of the network, factorized where it is to be; arrays or shapes.
+    """
+    every = lrj.describe(params).parameters
+    return round(config.ratio * every) if config.method == "prune" else every
+
+
 def optimizer(
     config: ConfigDict, steps_per_epoch: int, ratio: float
 ) -> optax.GradientTransformation:
-    """SGD with momentum; decay comes first, so that it passes through the momentum."""
+    """SGD with momentum; decay comes first, so that it passes through the momentum, and pruning
+    last, so that nothing moves what it has set to zero."""
     schedule = learning_rate(config, steps_per_epoch)
-    return optax.chain(decay(config, ratio), optax.sgd(schedule, momentum=config.momentum))
+    parts = [decay(config, ratio), optax.sgd(schedule, momentum=config.momentum)]
+    if config.method == "prune":
+        pruned = PruningSchedule.of_run(config.epochs * steps_per_epoch)
+        parts.append(magnitude_pruning(_factorization(config).pattern, config.ratio, pruned))
+    return optax.chain(*parts)
+
+
+def _factorization(config: ConfigDict) -> models.Factorization:
+    return models.find(config.model.name).factorization(config.kind)
 
 
 def _factorized_mask(params: Any) -> Any:

@@ -57,7 +57,7 @@ def update(step: jax_step.JaxStep, contender: Any, decay: str) -> Callable[[], N
     """One decay update on gradients of the step's parameters; each call continues the last."""
     settled = jax_step.config(contender)
     settled.decay = decay
-    transform = recipe.decay(settled, step.plan.table.ratio)
+    transform = recipe.decay(settled, step.plan.ratio)
     # A copy, because the step's own parameters are donated to its next call.
     params = jax.tree.map(jnp.copy, step.state.params)
     gradients = jax.tree.map(jnp.zeros_like, params)

@@ -27,6 +27,7 @@ from experiments.result import Data
 from experiments.tasks.classification import Classification, Network
 
 CLASSES = 10
+IMAGE_SIZE = 32
 _TURNS_PER_EPOCH = 8
 
 
@@ -53,11 +54,11 @@ def task(contender: Contender, settled: ConfigDict) -> Classification:
     """Classification of random images: eight turns make an epoch."""
     generator = np.random.default_rng(0)
     examples = contender.batch_size * contender.steps * _TURNS_PER_EPOCH
-    images = generator.integers(0, 256, (examples, 32, 32, 3), dtype=np.uint8)
+    images = generator.integers(0, 256, (examples, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     labels = generator.integers(0, CLASSES, examples, dtype=np.int32)
     return Classification(
-        network=Network.of(settled, CLASSES),
-        pipeline=ImagePipeline(mean=(0.5,), std=(0.25,)),
+        network=Network.of(settled, CLASSES, IMAGE_SIZE),
+        pipeline=ImagePipeline(mean=(0.5,), std=(0.25,), size=IMAGE_SIZE),
         data=Data("random images", "made here", ""),
         splits={"train": (images, labels), "test": (images[:1], labels[:1])},
         seed=settled.seed,

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.models.width import scaled
 from lowrank_jax.linen import Conv, Dense
 
 # The published system factorizes the convolutions of the blocks, not the stem and not the head.
@@ -87,7 +88,7 @@ class ResNet(nn.Module):
 
     num_classes: int
     depth: int = 20
-    width: int = 1
+    width: float = 1.0
     dtype: Any = None
     remat: bool = False
 
@@ -105,8 +106,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        channels = self.channels * self.width
-        x = Conv3x3(channels, dtype=self.dtype, name="stem")(images)
+        x = Conv3x3(scaled(self.channels, self.width), dtype=self.dtype, name="stem")(images)
         norm = Norm(use_running_average=not train, dtype=self.dtype, name="stem_norm")
         x = nn.relu(norm(x))
         # Argument 2 is `train`, behind the module and its input.
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
         for index in range(3 * blocks):
             stage = index // blocks
             x = block(
-                features=channels * 2**stage,
+                features=scaled(self.channels * 2**stage, self.width),
                 stride=2 if stage > 0 and index % blocks == 0 else 1,
                 dtype=self.dtype,
                 name=f"block_{index + 1}",

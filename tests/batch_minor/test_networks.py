@@ -21,13 +21,13 @@ from lowrank_jax.batch_minor import batch_minor
 
 def network(name="resnet", kind=None, scale=0.25, seed=0):
     """Loss of a small model with auxiliary output, and its arguments."""
-    model = models.build({"name": name, "depth": 8, "width": 1}, 10, "float64")
+    model = models.build({"name": name, "depth": 8, "width": 1}, 10, precision="float64")
     rng = np.random.default_rng(seed)
     images = jnp.asarray(rng.standard_normal((2, 8, 8, 3)))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, False))
     params = shapes["params"]
     if kind is not None:
-        rules = [lrj.Rule(models.find(name).factorized, lrj.RankScale(scale), kind)]
+        rules = [lrj.Rule(models.find(name).factorization("conv").pattern, lrj.RankScale(scale), kind)]
         params = lrj.factorize(params, rules)
 
     def values(leaf):

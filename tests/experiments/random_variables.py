@@ -18,7 +18,8 @@ def factorized_shapes(name: str, model: nn.Module, images: Any, scale: float = 0
     """The shapes of a model's variables, factorized where the experiments do it."""
     shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, False), shape)
-    rules = [lrj.Rule(models.find(name).factorized, lrj.RankScale(scale), lrj.SpatialLowRank)]
+    chosen = models.find(name).factorization("conv")
+    rules = [lrj.Rule(chosen.pattern, lrj.RankScale(scale), chosen.weight)]
     return {**variables, "params": lrj.factorize(variables["params"], rules)}
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from numpy_layers import convolve
 
 import lowrank_jax as lrj
 from configs import cifar_resnet
@@ -49,7 +50,7 @@ def test_parameter_count_in_closed_form(depth, width):
 @pytest.mark.parametrize(("depth", "modules"), [(20, 18), (32, 30), (44, 42), (56, 54), (110, 108)])
 def test_the_factorized_kernels_are_the_block_convolutions(depth, modules):
     paths = ["/".join(path) for path in flatten_dict(shapes(depth)["params"])]
-    pattern = models.find("resnet").factorized
+    pattern = resnet.FACTORIZED
     assert sum(bool(re.fullmatch(pattern, path)) for path in paths) == modules
     assert {"stem/kernel", "block_1/conv1/kernel", "head/kernel", "head/bias"} <= set(paths)
     assert f"block_{modules // 2}/norm2/scale" in paths
@@ -68,7 +69,7 @@ def test_published_counts_of_the_wide_network(rank_scale, published):
     params = shapes(32, name="projection_resnet")["params"]
     assert count(params) == 7427914
     config = cifar_resnet.get_config(f"model=projection_resnet,rank_scale={rank_scale}")
-    table = lrj.resolve(params, recipe.rules(config))
+    table = lrj.resolve(params, recipe.rules(config, params))
     assert (table.parameters, table.dense_parameters) == (published, 7427914)
     # Five blocks a stage; the first block of the second and of the third has a projection.
     assert len(table.rows) == 32
@@ -124,17 +125,6 @@ def test_shortcut_against_numpy(features, stride):
     before = features // 4 if features > 4 else 0  # a quarter of the new width on each side
     expected[..., before : before + 4] = x[:, ::stride, ::stride]
     np.testing.assert_array_equal(resnet.shortcut(jnp.array(x), features, stride), expected)
-
-
-def convolve(x, kernel, stride):
-    """A 3 x 3 convolution with one pixel of padding on every side, tap by tap in float64."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    size = x.shape[1] // stride
-    return sum(
-        padded[:, i : i + stride * size : stride, j : j + stride * size : stride] @ kernel[i, j]
-        for i in range(3)
-        for j in range(3)
-    )
 
 
 @pytest.mark.parametrize(("channels", "stride"), [(4, 2), (4, 1), (6, 1), (6, 2)])

@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 
 
 def network(precision: str, name: str = "projection_resnet") -> Any:
-    return models.build({"name": name, "depth": 8, "width": 1}, 10, precision)
+    return models.build({"name": name, "depth": 8, "width": 1}, 10, precision=precision)
 
 
 @pytest.mark.usefixtures("quick_compile")

@@ -155,6 +155,7 @@ def test_decay_passes_through_the_momentum(
 
 @pytest.mark.parametrize(("variant", "depth"), [("flat", 2), ("deep", 3)])
 def test_rules(variant: str, depth: int) -> None:
-    (rule,) = recipe.rules(settled(f"variant={variant},rank_scale=0.5"))
+    (rule,) = recipe.rules(settled(f"variant={variant},rank_scale=0.5"), {})
     assert (rule.kind, rule.depth, rule.rank) == (lrj.SpatialLowRank, depth, lrj.RankScale(0.5))
-    assert recipe.rules(settled("rank_scale=0")) == []
+    assert recipe.rules(settled("rank_scale=0"), {}) == []
+    assert recipe.rules(settled("rank_scale=0,ratio=0.5,method=prune"), {}) == []

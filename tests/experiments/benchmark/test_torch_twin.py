@@ -36,8 +36,8 @@ def contender(network, rank_scale, implementation="ours"):
 def test_parameter_counts_are_ours(network):
     for rank_scale in network.rank_scales:
         settled = jax_step.config(contender(network, rank_scale))
-        dense = jax.eval_shape(Network.of(settled, 10).init, jax.random.key(0))["params"]
-        table = lrj.resolve(dense, recipe.rules(settled))
+        dense = jax.eval_shape(Network.of(settled, 10, 32).init, jax.random.key(0))["params"]
+        table = lrj.resolve(dense, recipe.rules(settled, dense))
         count = sum(parameter.numel() for parameter in twin(network, rank_scale).parameters())
         assert count == table.parameters
 
@@ -104,9 +104,12 @@ def test_logits_and_training_steps_in_float64(x64, quick_compile, model, rank_sc
     settled = jax_step.config(who)
     # Without a dtype of its own, a model computes in that of its parameters.
     built = models.find(model).build(num_classes=10, depth=8, width=1)
-    ours = dataclasses.replace(jax_step.task(who, settled), network=Network(built))
+    task = jax_step.task(who, settled)
+    ours = dataclasses.replace(task, network=dataclasses.replace(task.network, model=built))
     shapes = jax.eval_shape(ours.network.init, jax.random.key(3))
-    shapes["params"] = lrj.factorize(shapes["params"], recipe.rules(settled))
+    shapes["params"] = lrj.factorize(
+        shapes["params"], recipe.rules(settled, shapes["params"])
+    )
     generator = np.random.default_rng(0)
     params, state = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(0.1, 0.3, leaf.shape)),
