@@ -20,15 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files, run_folder, tasks
-from experiments import state as states
-from experiments.checkpoint import Checkpoints
+from experiments import files, tasks
 from experiments.command_line import exit_code
 from experiments.errors import RunError
-from experiments.mesh import on_this_machine
+from experiments.finished_run import FinishedRun
 from experiments.result import FILE_NAME as RESULT
 
 FILE_NAME = "evaluation.json"
@@ -49,20 +46,9 @@ def evaluate(folder: Path) -> dict[str, Any]:
       RunError: the run is not finished, its data is not what it was trained on, its checkpoint
         cannot be restored, or the two forms do not agree.
     """
-    if not (folder / RESULT).exists():
-        raise RunError(f"{folder} is not a finished run: it has no {RESULT}")
-    final, config = _recorded(folder)
-    task = tasks.load(config)
-    plan = states.plan(on_this_machine(config), task.network, len(task.batches_per_epoch()))
-    run_folder.examine(folder, config, task.data, plan.table)
-    checkpoints = Checkpoints(folder, config.keep_checkpoints, read_only=True)
-    state, _ = checkpoints.restore(
-        final["step"],
-        plan.abstract,
-        config=config,
-        table=plan.table,
-        fingerprint=task.data.fingerprint,
-    )
+    run = FinishedRun.read(folder)
+    task = tasks.load(run.config)
+    state = run.restore(task.network, task.data)
     split = jax.device_put(task.splits["test"])
     network = dataclasses.replace(task.network, model=task.network.model.clone(dtype=jnp.float32))
     measure = jax.jit(dataclasses.replace(task, network=network).evaluate)
@@ -89,25 +75,13 @@ def evaluate(folder: Path) -> dict[str, Any]:
             f"logit, more than {TOLERANCE:.0e}"
         )
     # Training may have measured in lower precision, or on another device.
-    accepted = max(1.0, count / (1000 if config.precision == "float32" else 100)) / count
-    if abs(found["factored"]["accuracy"] - final["accuracy"]) > accepted:
+    accepted = max(1.0, count / (1000 if run.config.precision == "float32" else 100)) / count
+    if abs(found["factored"]["accuracy"] - run.accuracy) > accepted:
         raise RunError(
             f"{folder}: accuracy {found['factored']['accuracy']:.4%} here, "
-            f"{final['accuracy']:.4%} in {RESULT}"
+            f"{run.accuracy:.4%} in {RESULT}"
         )
     return found
-
-
-def _recorded(folder: Path) -> tuple[dict[str, Any], ConfigDict]:
-    """What the run recorded of its final state, and its config."""
-    result, saved = files.read_json(folder / RESULT), files.read_json(folder / run_folder.CONFIG)
-    try:
-        final = {name: result["final"][name] for name in ("step", "accuracy")}
-        return final, arguments.settle(ConfigDict(saved))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{folder}: {RESULT} or {run_folder.CONFIG} is damaged: {error!r}"
-        ) from error
 
 
 def _numbers(sums: dict[str, jax.Array], count: int, params: Any) -> dict[str, float]:

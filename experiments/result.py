@@ -4,10 +4,12 @@
      "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
      "final": {"split", "accuracy", "loss", "epoch", "step"},
      "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
+     "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"}} or null,
      "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
 
-Accuracies are fractions; multiply-adds are those of one example's forward pass,
-in the forms in which the run applies its kernels (`forms.json`).
+Accuracies are fractions; multiply-adds are those of one example's forward pass, in the forms in
+which the run applies its kernels (`forms.json`). `start` is null where the run began with a random
+network, and missing in older files.
 """
 
 from __future__ import annotations
@@ -66,6 +68,17 @@ class Best:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+    """The finished run that a run started from: its network, dense, and what that was after it had
+    been factorized, at step 0 (`accuracy` and `loss`). Both are measured on the test images."""
+
+    run: str
+    accuracy: float
+    loss: float
+    factorized: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """The content of `result.json`; `as_dict` adds versions and hardware.
 
@@ -87,13 +100,11 @@ class Result:
     wall_time_s: float
     compile_time_s: float
     commit: Mapping[str, Any] | None
+    start: Start | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
-            "data": dataclasses.asdict(self.data),
-            "final": dataclasses.asdict(self.final),
-            "best": dataclasses.asdict(self.best) if self.best else None,
+            **dataclasses.asdict(self),
             "ratio": self.parameters / self.dense_parameters,
             "versions": versions(),
             "hardware": hardware(),

@@ -2,14 +2,15 @@
 
 Planning goes the way the real thing goes, under `jax.eval_shape`: dense variables, factorized
 parameters, optimizer state, shardings. So the table, the counts and the memory of a run are known
-before an array exists, and a checkpoint has its target.
+before an array exists, and a checkpoint has its target. Only a rule that looks at values (`energy`)
+has its ranks from arrays, those of the trained network that the run starts from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,16 @@ from experiments.layout import is_batch_minor
 from experiments.multiply_adds import multiply_adds
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# A ratio that is missed by more than this share of it is told.
+_RATIO_TOLERANCE = 0.1
+
+
+class Variables(NamedTuple):
+    """What a network computes with: its parameters, and the rest (batch statistics)."""
+
+    params: Any
+    model_state: Any
 
 
 @jax.tree_util.register_dataclass
@@ -58,8 +69,10 @@ class Plan:
       abstract: the state, as shapes with shardings.
       mesh: of devices.
       batch_minor: whether images are stored with the batch last inside compiled functions.
+      parameters, dense_parameters: of the network when it is trained, and of the ordinary dense
+        network; of a pruned one, those that are not zero.
       multiply_adds, dense_multiply_adds: of one example's forward pass, in the forms in which the
-        run applies its kernels.
+        run applies its kernels; those of zeros count.
     """
 
     config: ConfigDict
@@ -69,21 +82,42 @@ class Plan:
     abstract: TrainState
     mesh: Mesh
     batch_minor: bool
+    parameters: int
+    dense_parameters: int
     multiply_adds: int
     dense_multiply_adds: int
+
+    @property
+    def ratio(self) -> float:
+        """Parameters as a share of the ordinary dense network's."""
+        return self.parameters / self.dense_parameters
+
+    @property
+    def missed_ratio(self) -> str | None:
+        """A line to print where the ratio that was asked for is missed by more than a tenth."""
+        asked = self.config.ratio
+        if not asked or abs(self.ratio - asked) <= _RATIO_TOLERANCE * asked:
+            return None
+        return (
+            f"asked for ratio {asked:g}, got {self.ratio:.4f}: ranks are whole numbers, at least 1"
+        )
 
     def in_layout(self, function: Function) -> Function:
         """The function, computed in the layout of the run; not to be differentiated."""
         return lrj.batch_minor(function) if self.batch_minor else function
 
 
-def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
+def plan(
+    config: ConfigDict, network: Any, batches_per_epoch: int, table: lrj.Table | None = None
+) -> Plan:
     """Plans a run.
 
     Args:
       config: settled.
-      network: has ``init(key)``, ``apply(params, model_state, inputs)``, ``example(batch_size)``.
+      network: has ``init(key)``, ``apply(params, model_state, inputs)``, ``example(batch_size)``,
+        and ``ordinary``, the dense network that ratios are relative to.
       batches_per_epoch: steps in an epoch.
+      table: what is factorized, where that is known already. By default it is resolved by shapes.
 
     Raises:
       RunError: a rule does not fit the model, the mesh not the devices, or the number of
@@ -92,12 +126,18 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     dense_params, model_state = _split(variables)
+    if table is None:
+        table = resolve(config, dense_params)
+    ordinary_params, ordinary_state = _split(
+        jax.eval_shape(network.ordinary.init, jax.random.key(0))
+    )
     try:
-        table = lrj.resolve(dense_params, recipe.rules(config))
         params = lrj.factorize(dense_params, table)
     except ValueError as error:
         raise RunError(str(error)) from error
-    tx = recipe.optimizer(config, batches_per_epoch, table.ratio)
+    dense_parameters = lrj.describe(ordinary_params).parameters
+    parameters = recipe.parameters_left(config, params)
+    tx = recipe.optimizer(config, batches_per_epoch, parameters / dense_parameters)
 
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -118,9 +158,29 @@ def plan(config: ConfigDict, network: Any, batches_per_epoch: int) -> Plan:
         abstract=abstract,
         mesh=mesh,
         batch_minor=is_batch_minor(config.layout, mesh),
+        parameters=parameters,
+        dense_parameters=dense_parameters,
         multiply_adds=_multiply_adds(config, network, params, model_state),
-        dense_multiply_adds=_multiply_adds(config, network, dense_params, model_state),
+        dense_multiply_adds=_multiply_adds(
+            config, network.ordinary, ordinary_params, ordinary_state
+        ),
     )
+
+
+def resolve(config: ConfigDict, dense_params: Any) -> lrj.Table:
+    """What a config factorizes in a network.
+
+    Args:
+      config: settled.
+      dense_params: of the network; shapes are enough, unless the config gives an `energy`.
+
+    Raises:
+      RunError: a rule does not fit the model.
+    """
+    try:
+        return lrj.resolve(dense_params, recipe.rules(config, dense_params))
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def recounted(plan: Plan, network: Any) -> Plan:
@@ -129,23 +189,28 @@ def recounted(plan: Plan, network: Any) -> Plan:
     return dataclasses.replace(plan, multiply_adds=count)
 
 
-def abstract_variables(plan: Plan) -> tuple[Any, Any]:
+def abstract_variables(plan: Plan) -> Variables:
     """Parameters and model state as shapes, wherever they may live."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        (plan.abstract.params, plan.abstract.model_state),
+        Variables(plan.abstract.params, plan.abstract.model_state),
     )
 
 
-def create(plan: Plan, network: Any) -> TrainState:
-    """The state at step 0: dense variables from the seed, factorized, with a fresh optimizer.
+def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainState:
+    """The state at step 0: dense variables, factorized, with a fresh optimizer.
+
+    Args:
+      plan: of the run.
+      network: that it was made for.
+      start: the dense variables; by default they are made from the seed.
 
     Raises:
       RunError: a kernel cannot be factorized.
     """
     key = jax.random.key(plan.config.seed)
     init_key, factor_key = jax.random.split(key)
-    dense_params, model_state = _split(jax.jit(network.init)(init_key))
+    dense_params, model_state = _split(jax.jit(network.init)(init_key)) if start is None else start
     try:
         params = lrj.factorize(
             dense_params, plan.table, recipe.initializer(plan.config), factor_key
@@ -173,5 +238,6 @@ def _multiply_adds(config: ConfigDict, network: Any, params: Any, model_state: A
     return multiply_adds(network.apply, params, model_state, network.example(size)) // size
 
 
-def _split(variables: dict[str, Any]) -> tuple[Any, Any]:
-    return variables["params"], {k: v for k, v in variables.items() if k != "params"}
+def _split(variables: dict[str, Any]) -> Variables:
+    rest = {name: value for name, value in variables.items() if name != "params"}
+    return Variables(variables["params"], rest)

@@ -4,12 +4,14 @@ It reads from top to bottom: the plan, the folder, the forms of the kernels, the
 epochs, the result. Steps run several to a dispatch, and every dispatch begins and ends at a fixed
 place of its epoch, whether the run was interrupted or not; data order and augmentation are
 functions of seed and epoch, and forms are kept. So a run that was killed and started again ends
-with the same bits as one that never stopped.
+with the same bits as one that never stopped. A run that starts from a finished run looks at it for
+its plan whenever it is continued, and takes its network from there once, for step 0.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ import lowrank_jax as lrj
 from experiments import (
     arguments,
     compilation_cache,
+    console,
     files,
     forms,
     plots,
@@ -33,16 +36,17 @@ from experiments import (
     tasks,
 )
 from experiments import mesh as meshes
+from experiments import start as starts
 from experiments import state as states
 from experiments.accumulation import micro_batch_size
 from experiments.checkpoint import Checkpoints
 from experiments.dispatch import default_steps, dispatch_function, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
-from experiments.metrics import MetricsWriter, Progress, duration
+from experiments.metrics import MetricsWriter, Progress
 from experiments.result import FILE_NAME as RESULT
-from experiments.result import Best, Final, Result, commit, versions
-from experiments.state import Plan, TrainState
+from experiments.result import Best, Final, Result, Start, commit, versions
+from experiments.state import Plan, TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -83,10 +87,12 @@ def _train(
 ) -> Path:
     started, revision = time.perf_counter(), commit()
 
-    # ---------------------------------------------------------------- plan, by shapes alone
+    # ---------------------------------------------------------------- the plan
     task = tasks.load(config)
     batches = task.batches_per_epoch()
-    plan = states.plan(config, task.network, len(batches))
+    start = starts.load(config, task.network, task.data)
+    table = None if start is None else states.resolve(config, start.params)
+    plan = states.plan(config, task.network, len(batches), table)
     total_steps = config.epochs * len(batches)
     for batch_size in batches:
         micro_batch_size(batch_size, config.accumulate_steps)
@@ -111,12 +117,12 @@ def _train(
         if latest is not None and config.forms == "measure":
             say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
         run_folder.write_forms(workdir, applied)
-    say(_heading(config, task, plan, applied, total_steps, workdir))
+    say(console.heading(task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
     stop.leave_if_requested()
     if latest is None:
-        state = states.create(plan, task.network)
+        state = states.create(plan, task.network, start)
         progress = _new_progress(config.steps_per_dispatch or default_steps(plan))
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
@@ -152,8 +158,8 @@ def _train(
     progress["compile_time_s"] += time.perf_counter() - compiling
     say(f"compiled in {time.perf_counter() - compiling:.0f} s")
 
-    def measured(split: str) -> dict[str, float]:
-        sums = evaluate(state.params, state.model_state, arrays[split])
+    def measured(split: str, network: TrainState | Variables) -> dict[str, float]:
+        sums = evaluate(network.params, network.model_state, arrays[split])
         count = len(task.splits[split][1])
         if not np.isfinite(sums["loss"]):
             raise RunError(
@@ -168,7 +174,7 @@ def _train(
     # ---------------------------------------------------------------- epochs
     step = int(state.step)
     spent_before = progress["wall_time_s"]
-    console = Progress(total_steps, config.batch_size, step)
+    pace = Progress(total_steps, config.batch_size, step)
     told = time.perf_counter()
     profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
 
@@ -185,7 +191,16 @@ def _train(
 
     with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
         if latest is None:
-            _write_diagnostics(metrics, config, plan, state, 0, 0.0, spectra=True)
+            scalars = {"learning_rate": float(plan.schedule(0))}
+            if start is not None:
+                for split in [name for name in task.splits if name != "train"]:
+                    before = measured(split, start)
+                    scalars |= {f"start_{name}": value for name, value in before.items()}
+                    scalars |= measured(split, state)
+                begun = _start(config, scalars)
+                progress["start"] = dataclasses.asdict(begun)
+                say(console.at_step_0(begun))
+            _write_diagnostics(metrics, config, plan, state, 0, 0.0, scalars, spectra=True)
             save()
         for epoch in range(step // len(batches), config.epochs):
             order = jax.device_put(task.order(epoch), everywhere)
@@ -211,11 +226,11 @@ def _train(
                 progress["loss"] += float(losses.astype(np.float64).sum())
                 progress["correct"] += int(np.asarray(sums["correct"]).sum())
                 progress["examples"] += cut.steps * cut.batch_size
-                console.update(step)
+                pace.update(step)
                 if cut is not cuts[-1]:
                     if time.perf_counter() - told >= _SECONDS_BETWEEN_LINES:
                         told = time.perf_counter()
-                        say(console.line(step, step / len(batches), _train_means(progress)))
+                        say(pace.line(step, step / len(batches), _train_means(progress)))
                     if stopping:
                         save()
                         raise Stopped(f"stopped at step {step}; start again to continue")
@@ -225,19 +240,19 @@ def _train(
             last = done == config.epochs
             scalars = _train_means(progress) | {
                 "learning_rate": float(plan.schedule(step - 1)),
-                "examples_per_second": console.examples_per_second,
+                "examples_per_second": pace.examples_per_second,
             }
             progress |= _empty_sums()
             if "validation" in task.splits:
-                scalars |= measured("validation")
+                scalars |= measured("validation", state)
             if last or "validation" not in task.splits:
-                scalars |= measured("test")
+                scalars |= measured("test", state)
             _note_best(progress, task.selects, scalars, done)
             if last or done % config.diagnostics_every_epochs == 0:
-                _write_diagnostics(metrics, config, plan, state, step, done, last, scalars)
+                _write_diagnostics(metrics, config, plan, state, step, done, scalars, spectra=last)
             else:
                 metrics.write(step, done, scalars)
-            say(console.line(step, done, scalars))
+            say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
             stopping = stop.requested
@@ -252,7 +267,7 @@ def _train(
     outcome = _result(config, task, plan, progress, step, seconds, revision)
     plots.run_plots(workdir)
     files.write_json(workdir / RESULT, outcome.as_dict())
-    say(_closing(outcome, workdir))
+    say(console.closing(outcome, workdir))
     return workdir
 
 
@@ -263,8 +278,9 @@ def _write_diagnostics(
     state: TrainState,
     step: int,
     epoch: float,
+    scalars: dict[str, float],
+    *,
     spectra: bool,
-    scalars: dict[str, float] | None = None,
 ) -> None:
     """One record with the measures of every kernel that is factorized (or would be)."""
     try:
@@ -277,13 +293,7 @@ def _write_diagnostics(
         values = lrj.diagnostics.spectrum(state.params, table) if spectra else None
     except ValueError as error:  # A kernel with NaN in it, or a rule that fits nothing.
         raise RunError(str(error)) from error
-    metrics.write(
-        step,
-        epoch,
-        scalars if scalars is not None else {"learning_rate": float(plan.schedule(step))},
-        diagnostics=diagnostics,
-        spectra=values,
-    )
+    metrics.write(step, epoch, scalars, diagnostics=diagnostics, spectra=values)
 
 
 def _empty_sums() -> dict[str, Any]:
@@ -293,6 +303,7 @@ def _empty_sums() -> dict[str, Any]:
 def _new_progress(steps_per_dispatch: int) -> dict[str, Any]:
     """What the loop carries besides the state; saved with every checkpoint."""
     return _empty_sums() | {
+        "start": None,
         "best": None,
         "final": None,
         "wall_time_s": 0.0,
@@ -319,6 +330,15 @@ def _note_best(
         progress["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
 
 
+def _start(config: ConfigDict, scalars: dict[str, float]) -> Start:
+    return Start(
+        run=config.start,
+        accuracy=scalars["start_test_accuracy"],
+        loss=scalars["start_test_loss"],
+        factorized={"accuracy": scalars["test_accuracy"], "loss": scalars["test_loss"]},
+    )
+
+
 def _result(
     config: ConfigDict,
     task: Any,
@@ -334,8 +354,8 @@ def _result(
         seed=config.seed,
         config=config.to_dict(),
         data=task.data,
-        parameters=plan.table.parameters,
-        dense_parameters=plan.table.dense_parameters,
+        parameters=plan.parameters,
+        dense_parameters=plan.dense_parameters,
         multiply_adds=plan.multiply_adds,
         dense_multiply_adds=plan.dense_multiply_adds,
         final=Final(
@@ -351,45 +371,5 @@ def _result(
         wall_time_s=seconds,
         compile_time_s=progress["compile_time_s"],
         commit=revision,
+        start=Start(**progress["start"]) if progress.get("start") else None,
     )
-
-
-def _heading(
-    config: ConfigDict,
-    task: Any,
-    plan: Plan,
-    applied: forms.Forms,
-    total_steps: int,
-    workdir: Path,
-) -> str:
-    sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in task.splits.items())
-    lines = [
-        f"{config.name}: {config.model.name} of depth {config.model.depth} in {workdir}",
-        f"data: {task.data.name} ({sizes}) from {task.data.origin}, "
-        f"fingerprint {task.data.fingerprint[:12]}",
-        f"parameters: {plan.table.parameters:,} of {plan.table.dense_parameters:,} dense "
-        f"({plan.table.ratio:.2%}), {len(plan.table.rows)} factorized kernels; multiply-adds "
-        f"{plan.multiply_adds / 1e6:.1f} of {plan.dense_multiply_adds / 1e6:.1f} million",
-        f"steps: {total_steps} in {config.epochs} epochs on {plan.mesh.size} "
-        f"{jax.devices()[0].platform} device(s)",
-    ]
-    if applied.rows:
-        lines.insert(3, f"forms: {applied.summary}")
-    if config.expected_accuracy:
-        lines.append(
-            f"expected to reach at least {config.expected_accuracy:.1%} on the test images"
-        )
-    return "\n".join(lines)
-
-
-def _closing(outcome: Result, workdir: Path) -> str:
-    lines = [
-        f"final test accuracy {outcome.final.accuracy:.2%} (loss {outcome.final.loss:.3f}) "
-        f"after {outcome.epochs} epochs, {duration(outcome.wall_time_s)}"
-    ]
-    if outcome.best is not None:
-        lines.append(
-            f"best {outcome.best.split} accuracy {outcome.best.accuracy:.2%} at epoch "
-            f"{outcome.best.epoch}"
-        )
-    return "\n".join([*lines, f"result: {workdir / RESULT}, plots: {workdir / 'plots'}"])

@@ -29,8 +29,9 @@ FINGERPRINT = "0123456789abcdef"
 @pytest.fixture
 def made(tiny: None) -> tuple[Plan, TrainState]:  # noqa: F811
     """A plan and its state."""
-    network = Network(tiny_runs.ENTRY.build(num_classes=10))
-    plan = states.plan(arguments.settle(tiny_runs.config()), network, 5)
+    config = arguments.settle(tiny_runs.config())
+    network = Network.of(config, 10, 32)
+    plan = states.plan(config, network, 5)
     return plan, states.create(plan, network)
 
 

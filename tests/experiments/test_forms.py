@@ -57,7 +57,7 @@ def resnet(argument: str, **keys: Any) -> tuple[Network, states.Plan]:
     config = cifar_resnet.get_config(f"runlocal,depth=8,{argument}")
     config.update({"batch_size": 4} | keys)
     config = arguments.settle(config)
-    network = Network.of(config, 10)
+    network = Network.of(config, 10, 32)
     return network, states.plan(config, network, 5)
 
 

@@ -206,7 +206,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert {
         *("name", "seed", "config", "data", "parameters", "dense_parameters", "ratio"),
-        *("multiply_adds", "dense_multiply_adds", "final", "best", "steps", "epochs"),
+        *("multiply_adds", "dense_multiply_adds", "final", "best", "start", "steps", "epochs"),
         *("wall_time_s", "compile_time_s", "versions", "commit", "hardware"),
     } == set(result)
     assert result["config"] == json.loads((folder / "config.json").read_text())

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+import lowrank_jax as lrj
 from experiments import command_line, main, models
 from lowrank_jax.linen import Conv, Dense
 
@@ -43,7 +44,8 @@ class Tiny(nn.Module):
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
-ENTRY = models.Entry(Tiny, r"conv/kernel")
+FACTORIZATION = models.Factorization(r"conv/kernel", lrj.SpatialLowRank, lrj.regular())
+ENTRY = models.Entry(Tiny, "imagenet", {"conv": FACTORIZATION})
 
 
 def _kill_at_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:

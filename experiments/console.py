@@ -1,0 +1,62 @@
+"""What a run says on the console when it begins, at step 0, and when it has finished.
+
+The lines between are `experiments.metrics.Progress.line`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.forms import Forms
+from experiments.metrics import duration
+from experiments.result import FILE_NAME as RESULT
+from experiments.result import Result, Start
+from experiments.state import Plan
+
+
+def heading(task: Any, plan: Plan, applied: Forms, total_steps: int, workdir: Path) -> str:
+    """What is about to be trained, on what, and where."""
+    config = plan.config
+    sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in task.splits.items())
+    lines = [
+        f"{config.name}: {config.model.name} of depth {config.model.depth} in {workdir}",
+        f"start: {config.start}" if config.start else None,
+        f"data: {task.data.name} ({sizes}) from {task.data.origin}, "
+        f"fingerprint {task.data.fingerprint[:12]}",
+        f"parameters: {plan.parameters:,} of {plan.dense_parameters:,} dense ({plan.ratio:.2%}), "
+        f"{len(plan.table.rows)} factorized kernels; multiply-adds "
+        f"{plan.multiply_adds / 1e6:.1f} of {plan.dense_multiply_adds / 1e6:.1f} million",
+        plan.missed_ratio,
+        f"forms: {applied.summary}" if applied.rows else None,
+        f"steps: {total_steps} in {config.epochs} epochs on {plan.mesh.size} "
+        f"{jax.devices()[0].platform} device(s)",
+    ]
+    if config.expected_accuracy:
+        lines.append(
+            f"expected to reach at least {config.expected_accuracy:.1%} on the test images"
+        )
+    return "\n".join(filter(None, lines))
+
+
+def at_step_0(start: Start) -> str:
+    """What a trained network lost by being factorized."""
+    return (
+        f"test accuracy {start.accuracy:.2%} (loss {start.loss:.3f}) at the start, "
+        f"{start.factorized['accuracy']:.2%} (loss {start.factorized['loss']:.3f}) factorized"
+    )
+
+
+def closing(outcome: Result, workdir: Path) -> str:
+    """What a run reached, and where that is written."""
+    final, best, start = outcome.final, outcome.best, outcome.start
+    lines = [
+        at_step_0(start) if start else None,
+        f"final test accuracy {final.accuracy:.2%} (loss {final.loss:.3f}) "
+        f"after {outcome.epochs} epochs, {duration(outcome.wall_time_s)}",
+        f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch}" if best else None,
+        f"result: {workdir / RESULT}, plots: {workdir / 'plots'}",
+    ]
+    return "\n".join(filter(None, lines))

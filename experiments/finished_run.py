@@ -1,0 +1,93 @@
+"""A finished run that something else takes up: what it was, and its final state.
+
+The config, the data and the recorded outcome are files to read. The state is restored by the run's
+own factorization table, since a rule that looks at values (`energy`) could not be resolved again,
+and onto whatever devices there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import arguments, files, run_folder
+from experiments import state as states
+from experiments.checkpoint import Checkpoints
+from experiments.errors import RunError
+from experiments.mesh import on_this_machine
+from experiments.result import FILE_NAME as RESULT
+from experiments.result import Data
+from experiments.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run was.
+
+    Attributes:
+      folder: the run folder.
+      config: settled.
+      data: what it was trained on.
+      step: of its final state.
+      accuracy: of its final state on the test images, as recorded.
+    """
+
+    folder: Path
+    config: ConfigDict
+    data: Data
+    step: int
+    accuracy: float
+
+    @classmethod
+    def read(cls, folder: Path) -> FinishedRun:
+        """From a run folder.
+
+        Raises:
+          RunError: there is none, the run is not finished, or a file is damaged.
+        """
+        if not (folder / RESULT).exists():
+            if not folder.exists():
+                reason = "it does not exist"
+            else:
+                reason = f"it has no {RESULT}" if folder.is_dir() else "it is a file"
+            raise RunError(f"{folder} is not a finished run: {reason}")
+        result = files.read_json(folder / RESULT)
+        saved = files.read_json(folder / run_folder.CONFIG)
+        data = files.read_json(folder / run_folder.DATA)
+        try:
+            final = result["final"]
+            config = arguments.settle(ConfigDict(saved))
+            return cls(folder, config, Data(**data), int(final["step"]), float(final["accuracy"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            names = f"{RESULT}, {run_folder.CONFIG} or {run_folder.DATA}"
+            raise RunError(f"{folder}: {names} is damaged: {error!r}") from error
+
+    def restore(self, network: Any, data: Data) -> TrainState:
+        """The final state, factorized as it was trained.
+
+        Args:
+          network: the dense network of the run, see `experiments.state.plan`.
+          data: what is at hand, which must be what the run was trained on.
+
+        Raises:
+          RunError: it is other data, the network is another one, or there is no checkpoint of the
+            final step that is whole.
+        """
+        table = run_folder.read_table(self.folder)
+        run_folder.examine(self.folder, self.config, data, table)
+        # The number of steps matters to the schedules, and not to what a state consists of.
+        plan = states.plan(on_this_machine(self.config), network, 1, table)
+        checkpoints = Checkpoints(self.folder, self.config.keep_checkpoints, read_only=True)
+        with contextlib.closing(checkpoints):
+            state, _ = checkpoints.restore(
+                self.step,
+                plan.abstract,
+                config=self.config,
+                table=table,
+                fingerprint=data.fingerprint,
+            )
+        return state
