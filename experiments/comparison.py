@@ -1,9 +1,10 @@
 """Finished runs gathered into settings, and settings compared seed by seed.
 
 A setting is all runs whose configs agree in everything but the seed and the keys that do not
-change what is computed (`experiments.arguments.OPERATIONAL`). Two settings are compared by the
-differences of runs of the same seed: with n differences of mean m and sample standard deviation s,
-the 95 % interval of Student's t is m ± t(0.975, n - 1) s / sqrt(n).
+change what is computed (`experiments.arguments.OPERATIONAL`). Settings stand in one section of a
+report if they are of one dense network and were measured on the same images. Two settings are
+compared by the differences of runs of the same seed: with n differences of mean m and sample
+standard deviation s, the 95 % interval of Student's t is m ± t(0.975, n - 1) s / sqrt(n).
 """
 
 from __future__ import annotations
@@ -12,22 +13,32 @@ import dataclasses
 import glob
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments import arguments, files, result
+from experiments import arguments, files, result, setting_names
 from experiments.errors import RunError
 
 FEWEST_SEEDS = 3  # for an interval, and so for any claim
 
-# On a dense network these keys change nothing: there are no factors.
-_FACTOR_KEYS = ("init", "variant", "overcomplete", "decay")
-# Named in every label beside a dense setting, which is not set apart by these words alone.
-_MAIN_KEYS = ("rank_scale", "init", "decay")
+_MODEL = "model."  # What the keys of the dense network begin with.
+
+
+class Section(NamedTuple):
+    """What runs must have in common to be compared: what was measured on, and the network."""
+
+    data: str
+    fingerprint: str
+    split: str
+    model: tuple[tuple[str, Any], ...]  # the keys and values of the config's `model`, by key
+
+    @property
+    def network(self) -> str:
+        return setting_names.network_name(dict(self.model))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
-    config: dict[str, Any]  # flat, without seed and operational keys
+    config: dict[str, Any]  # flat, without seed, operational keys, and keys that change nothing
 
     @property
     def seed(self) -> int:
@@ -47,22 +58,40 @@ class Run:
         return float(self.result["final"]["accuracy"])
 
     @property
-    def yardstick(self) -> tuple[str, str, str]:
-        """What the accuracy was measured on: only runs that share it can be compared."""
+    def section(self) -> Section:
         data = self.result["data"]
-        return data["name"], data["fingerprint"], self.result["final"]["split"]
+        model = tuple((key, v) for key, v in self.config.items() if key.startswith(_MODEL))
+        return Section(data["name"], data["fingerprint"], self.result["final"]["split"], model)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but the seed, ordered by it."""
+    """Runs that differ in nothing but the seed, ordered by it.
 
-    label: str
+    Attributes:
+      method: in words, and whatever else sets it apart from the other settings of its section.
+      size: what it was asked to become; None for the dense network.
+    """
+
+    method: str
+    size: setting_names.Size | None
     runs: tuple[Run, ...]
 
     @property
+    def label(self) -> str:
+        return f"{self.method}, {setting_names.size_name(self.size)}" if self.size else self.method
+
+    @property
     def dense(self) -> bool:
-        return self.runs[0].config.get("rank_scale") == 0
+        return self.size is None
+
+    @property
+    def pruned(self) -> bool:
+        return setting_names.pruned(self.runs[0].config)
+
+    @property
+    def parameters(self) -> int:
+        return self.runs[0].result["parameters"]
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -98,10 +127,10 @@ def load_run(folder: Path) -> Run:
     path = folder / result.FILE_NAME
     content = files.read_json(path)
     needed: dict[str, type | tuple[type, ...]] = {
-        "seed": int, "config": dict, "data.name": str, "data.fingerprint": str,
-        "final.split": str, "final.accuracy": (int, float), "parameters": int,
-        "dense_parameters": int, "ratio": (int, float), "multiply_adds": int,
-        "wall_time_s": (int, float),
+        "seed": int, "config": dict, "config.model.name": str, "data.name": str,
+        "data.fingerprint": str, "final.split": str, "final.accuracy": (int, float),
+        "parameters": int, "dense_parameters": int, "ratio": (int, float), "multiply_adds": int,
+        "steps": int, "wall_time_s": (int, float), "compile_time_s": (int, float),
     }  # fmt: skip
     for key, kind in needed.items():
         value = content
@@ -111,28 +140,30 @@ def load_run(folder: Path) -> Run:
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
     hidden = {"seed", *arguments.OPERATIONAL}
     flat = arguments.complete(content["config"])
-    if flat.get("rank_scale") == 0:
-        hidden |= {*_FACTOR_KEYS}
+    if not setting_names.has_factors(flat):
+        hidden |= {*setting_names.FACTOR_KEYS}
     config = {key: flat[key] for key in sorted(flat.keys() - hidden)}
     return Run(folder, content, config)
 
 
-def settings_by_yardstick(runs: Sequence[Run]) -> dict[tuple[str, str, str], list[Setting]]:
-    """Runs as labelled settings, kept apart by (data set, fingerprint, split).
+def settings_by_section(runs: Sequence[Run]) -> dict[Section, list[Setting]]:
+    """Runs gathered into settings, section by section.
 
-    Dense settings come first, the others in the order of what sets them apart.
+    Dense settings come first, then method by method, the largest networks first.
 
     Raises:
       RunError: if two runs of one setting have the same seed.
     """
-    tables: dict[tuple[str, str, str], list[Setting]] = {}
-    for yardstick in sorted({run.yardstick for run in runs}):
+    tables: dict[Section, list[Setting]] = {}
+    for section in sorted({run.section for run in runs}):
         groups: dict[tuple, list[Run]] = {}
-        for run in (run for run in runs if run.yardstick == yardstick):
+        for run in (run for run in runs if run.section == section):
             groups.setdefault(tuple(run.config.items()), []).append(run)
-        labels = _labels([dict(config) for config in groups], [g[0] for g in groups.values()])
-        table = []
-        for label, group in zip(labels, groups.values(), strict=True):
+        configs = [dict(config) for config in groups]
+        found = []
+        for config, others, group in zip(
+            configs, _other_words(configs), groups.values(), strict=True
+        ):
             group.sort(key=lambda run: (run.seed, str(run.folder)))
             for one, other in itertools.pairwise(group):
                 if one.seed == other.seed:
@@ -140,8 +171,9 @@ def settings_by_yardstick(runs: Sequence[Run]) -> dict[tuple[str, str, str], lis
                         f"{one.folder} and {other.folder} are the same experiment with the same "
                         f"seed {one.seed}: leave one of them out"
                     )
-            table.append(Setting(label, tuple(group)))
-        tables[yardstick] = sorted(table, key=lambda s: (not s.dense, _order(s.label)))
+            method = ", ".join([setting_names.method_name(config), *others])
+            found.append(Setting(method, setting_names.size(config), tuple(group)))
+        tables[section] = sorted(found, key=_place)
     return tables
 
 
@@ -167,48 +199,40 @@ def paired_differences(setting: Setting, baseline: Setting) -> np.ndarray:
     return np.array([accuracy - other for accuracy, other in pairs])
 
 
-def _labels(configs: list[dict[str, Any]], first_runs: list[Run]) -> list[str]:
-    """What sets each config apart from the others, e.g. 'rank_scale=0.111, init=spectral'."""
-    if len(configs) == 1:
-        return [str(first_runs[0].result.get("name", "run"))]
-    keys = sorted({key for config in configs for key in config})
-    differing = []
-    for key in keys:
-        values = {config[key] for config in configs if key in config}
-        everywhere = all(key in config or config.get("rank_scale") == 0 for config in configs)
-        if len(values) > 1 or not everywhere:
-            differing.append(key)
-    beside_dense = any(config.get("rank_scale") == 0 for config in configs)
-    first = [key for key in _MAIN_KEYS if beside_dense or key in differing]
-    differing = first + [key for key in differing if key not in first]
+def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What sets each config apart besides method, size and network, e.g. ['precision=bfloat16']."""
+    told = {*setting_names.METHOD_KEYS, *arguments.SIZES}
+    keys = {key for config in configs for key in config if not key.startswith(_MODEL)} - told
+
+    def differs(key: str) -> bool:
+        factors_alone = key in setting_names.FACTOR_KEYS
+        concerned = [c for c in configs if setting_names.has_factors(c) or not factors_alone]
+        return len({c.get(key) for c in concerned}) > 1
+
+    differing = [key for key in sorted(keys) if differs(key)]
     last = [key.rpartition(".")[2] for key in differing]
-    # A key goes by its last part where that is clear ('depth'), else by its whole path.
+    # A key goes by its last part where that is clear ('cutout'), else by its whole path.
     short = {k: (s if last.count(s) == 1 and s != "name" else k)
              for k, s in zip(differing, last, strict=True)}  # fmt: skip
-    labels = []
-    for config in configs:
-        dense = config.get("rank_scale") == 0
-        parts = ["dense"] if dense else []
-        parts += [
-            f"{short[key]}={_word(config[key])}"
+    return [
+        [
+            f"{short[key]}={setting_names.as_written(config[key])}"
             for key in differing
-            if key in config and not (dense and key == "rank_scale")
+            if key in config
         ]
-        labels.append(", ".join(parts))
-    return labels
+        for config in configs
+    ]
 
 
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _order(label: str) -> list[tuple[float, str]]:
-    """A sort key that puts rank_scale=3 before rank_scale=9 before rank_scale=10."""
-    parts = []
-    for part in label.split(", "):
+def _place(setting: Setting) -> tuple:
+    """Where a setting stands in its section: weight_decay=5e-05 before weight_decay=0.0005."""
+    order = setting_names.method_order(setting.runs[0].config)
+    words = []
+    for part in setting.method.split(", "):
         name, _, value = part.partition("=")
         try:
-            parts.append((float(value), name))
+            words.append((name, float(value), ""))
         except ValueError:
-            parts.append((math.inf, part))
-    return [(0.0, part[1]) if part[0] == math.inf else part for part in parts]
+            words.append((name, 0.0, value))
+    key, value = setting.size or ("", 0.0)
+    return order, words, key, -value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,9 @@ from experiments.metrics import columns, mean_diagnostic, read_metrics
 # Okabe and Ito's palette, told apart with every common kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SPLIT_COLOURS = {"train": COLOURS[0], "validation": COLOURS[1], "test": COLOURS[2]}
-_STYLES = ("-", "--", ":", "-.")  # from the eighth setting on, colours repeat with another style
+_DENSE_COLOUR = "#555555"
+_STYLES = ("-", "--", ":", "-.")  # of the sizes of a method
+_MARKERS = ("o", "s", "^")  # where there are more methods than colours
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#666666",
@@ -53,10 +56,19 @@ _STYLE: Any = {
 class SettingData:
     """What the report's plots show of one setting; accuracies are fractions, one per seed."""
 
-    label: str
+    method: str
+    size: str  # '' for the dense network
     parameters: int
     accuracies: Sequence[float]
     curves: Sequence[tuple[np.ndarray, np.ndarray]]  # (epochs, accuracy) per seed
+
+    @property
+    def dense(self) -> bool:
+        return not self.size
+
+    @property
+    def label(self) -> str:
+        return ", ".join(filter(None, [self.method, self.size]))
 
 
 def run_plots(folder: str | os.PathLike[str]) -> list[Path]:
@@ -157,20 +169,35 @@ def spectra(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> Figure:
-    """Mean final accuracy against the number of parameters; bars from worst to best seed."""
-    with _panels(1, 1, (6.4, 3.8 + 0.2 * len(settings))) as (figure, axes):
+    """Mean final accuracy against the number of parameters, one line a method.
+
+    Bars reach from the worst to the best seed. The dense network is a point, and a broken line to
+    compare the others with.
+    """
+    colours = _method_colours(settings)
+    with _panels(1, 1, (6.4, 3.8 + 0.2 * len(colours))) as (figure, axes):
         axis = axes[0]
-        for index, setting in enumerate(settings):
-            accuracies = 100 * np.array(setting.accuracies, float)
-            mean = accuracies.mean()
-            spread = [[mean - accuracies.min()], [accuracies.max() - mean]]
-            # Settings of one size stand side by side, so that none hides another.
-            before = [other.parameters for other in settings[:index]]
-            place = setting.parameters * 1.03 ** before.count(setting.parameters)
+        lines = list(dict.fromkeys(s.method for s in settings if not s.dense))
+        for method, colour in colours.items():
+            points = [setting for setting in settings if setting.method == method]
+            points.sort(key=lambda setting: setting.parameters)
+            sizes = np.array([float(setting.parameters) for setting in points])
+            accuracies = [100 * np.array(setting.accuracies, float) for setting in points]
+            means = np.array([values.mean() for values in accuracies])
+            # Never below zero, which rounding of the mean could make of no spread.
+            below = np.maximum(0, means - [values.min() for values in accuracies])
+            above = np.maximum(0, [values.max() for values in accuracies] - means)
+            look = {"fmt": "o"}
+            if method in lines:
+                place = lines.index(method)
+                look = {"fmt": _MARKERS[place // len(COLOURS) % len(_MARKERS)] + "-"}
+                # Methods of one size stand side by side, so that none hides another.
+                sizes *= 1.02 ** (place - (len(lines) - 1) / 2)
+            for mean in [] if method in lines else means:
+                axis.axhline(mean, linestyle="--", linewidth=1, color=colour)
             axis.errorbar(
-                place, mean, yerr=spread, fmt="o", markersize=7, capsize=4,
-                color=COLOURS[index % len(COLOURS)],
-                label=f"{setting.label} (n = {len(accuracies)})",
+                sizes, means, yerr=[below, above], markersize=6, capsize=4, color=colour,
+                label=f"{method} ({_seeds(accuracies)})", **look,
             )  # fmt: skip
         axis.set_xscale("log")
         smallest = min(setting.parameters for setting in settings)
@@ -185,15 +212,22 @@ def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> 
 
 
 def learning_curves(settings: Sequence[SettingData], split: str) -> Figure | None:
-    """Mean accuracy of each setting over the epochs; the band spans its seeds."""
+    """Mean accuracy of each setting over the epochs; the band spans its seeds.
+
+    A method has its colour, a size its kind of line.
+    """
     settings = [setting for setting in settings if any(len(x) for x, _ in setting.curves)]
     if not settings:
         return None
-    with _panels(1, 1, (6.4, 3.8 + 0.2 * len(settings))) as (figure, axes):
+    colours = _method_colours(settings)
+    sizes = list(dict.fromkeys(setting.size for setting in settings if not setting.dense))
+    in_legend = 1 if len(settings) <= 6 else 2
+    height = 3.8 + 0.2 * math.ceil(len(settings) / in_legend)
+    with _panels(1, 1, (6.4, height)) as (figure, axes):
         axis = axes[0]
-        for index, setting in enumerate(settings):
-            colour = COLOURS[index % len(COLOURS)]
-            style = _STYLES[index // len(COLOURS) % len(_STYLES)]
+        for setting in settings:
+            colour = colours[setting.method]
+            style = "-" if setting.dense else _STYLES[sizes.index(setting.size) % len(_STYLES)]
             epochs, values = _common(setting.curves)
             axis.fill_between(
                 epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
@@ -202,8 +236,24 @@ def learning_curves(settings: Sequence[SettingData], split: str) -> Figure | Non
             axis.plot(epochs, values.mean(0), style, color=colour, label=label, **_mark(epochs))
         axis.set_ylabel(f"{split} accuracy (%)")
         _epoch_axis(axis)
-        _legend_below(figure, axis, columns=1)
+        _legend_below(figure, axis, in_legend)
     return figure
+
+
+def _method_colours(settings: Sequence[SettingData]) -> dict[str, str]:
+    """A colour for each method; those that are dense are grey."""
+    colours: dict[str, str] = {}
+    for setting in settings:
+        taken = sum(colour != _DENSE_COLOUR for colour in colours.values())
+        new = _DENSE_COLOUR if setting.dense else COLOURS[taken % len(COLOURS)]
+        colours.setdefault(setting.method, new)
+    return colours
+
+
+def _seeds(accuracies: Sequence[np.ndarray]) -> str:
+    """E.g. 'n = 3', or 'n = 1 to 3' where points have different numbers of seeds."""
+    fewest, most = min(map(len, accuracies)), max(map(len, accuracies))
+    return f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
-"""Makes a report from finished runs: a Markdown table, paired comparisons, and plots.
+"""Makes a report from finished runs: Markdown tables, paired comparisons, and plots.
 
-    python -m experiments.report RUN... [--out FOLDER] [--baseline LABEL]
+    python -m experiments.report RUN... [--out FOLDER] [--baseline LABEL] [--target ACCURACY]
 
-A RUN is a run folder, a folder that holds some at any depth, or a quoted glob pattern. The report
-is printed, and written to FOLDER/report.md (by default report/report.md) with its plots beside it.
-All figures come from `result.json` and `metrics.jsonl`; the same runs give the same report.
+A RUN is a run folder, a folder that holds some at any depth (such as that of a sweep), or a quoted
+glob pattern. The report is printed, and written to FOLDER/report.md (by default report/report.md)
+with its plots beside it. All figures come from `result.json` and `metrics.jsonl`; the same runs
+give the same report.
 
-Runs on different data, by fingerprint, or measured on different splits go to separate tables.
-Differences are taken between runs of the same seed; with fewer than three there is no claim.
+Each network, on each data set (by fingerprint) and measured split, has a section of its own: the
+methods at the sizes that were asked for, every setting with its cost, differences from a baseline,
+accuracy against parameters, and the time until a target accuracy. Differences are taken between
+runs of the same seed; with fewer than three there is no claim.
 """
 
 from __future__ import annotations
@@ -17,55 +20,70 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import files, plots
+from experiments import files, plots, setting_names
 from experiments.command_line import exit_code
 from experiments.comparison import (
     FEWEST_SEEDS,
     Run,
+    Section,
     Setting,
     find_runs,
     load_run,
     paired_differences,
-    settings_by_yardstick,
+    settings_by_section,
     t_interval,
 )
 from experiments.errors import RunError
+from experiments.method_tables import method_table
 from experiments.metrics import FILE_NAME as METRICS_FILE
 from experiments.metrics import columns, read_metrics
+from experiments.time_to_accuracy import Records, time_table
 
 
-def report(patterns: Sequence[str], out: str | Path, baseline: str | None = None) -> str:
+def report(
+    patterns: Sequence[str],
+    out: str | Path,
+    baseline: str | None = None,
+    target: float | None = None,
+) -> str:
     """Writes the report on the runs under `patterns` to the folder `out`, and returns its text.
 
     Args:
       patterns: run folders, folders above them, or glob patterns.
       out: the folder to write to.
       baseline: the setting to compare the others with: its label or a part that only it has. By
-        default the first of a table, which is the dense network where there is one.
+        default the first of a section, which is the dense network where there is one.
+      target: the accuracy, a fraction, to which the time is told. By default 95 % of the mean
+        final accuracy of the section's dense network.
 
     Raises:
       RunError: no runs, a broken result.json, a seed twice, an unknown baseline, no space to write.
     """
-    tables = settings_by_yardstick([load_run(folder) for folder in find_runs(patterns)])
-    labels = [setting.label for settings in tables.values() for setting in settings]
-    if baseline and not any(_matches(settings, baseline) for settings in tables.values()):
+    sections = settings_by_section([load_run(folder) for folder in find_runs(patterns)])
+    labels = [setting.label for settings in sections.values() for setting in settings]
+    if baseline and not any(_matches(settings, baseline) for settings in sections.values()):
         raise RunError(f"no setting {baseline!r} among: {'; '.join(labels)}")
+    if target is not None and not 0 < target < 1:
+        raise RunError(f"target {target:g}: expected a fraction, such as 0.9 for 90 %")
     parts = ["# Report\n"]
-    if len(tables) > 1:
+    if len(sections) > 1:
         parts.append(
-            "The runs were measured on different data or splits, which cannot be compared; "
-            "each has a table of its own.\n"
+            "The runs are of different networks, or were measured on different data or splits, "
+            "which cannot be compared; each has a section of its own.\n"
         )
-    for index, ((data, fingerprint, split), settings) in enumerate(tables.items(), start=1):
-        parts.append(f"## {data}, {split} accuracy\n")
-        parts.append(f"Data fingerprint `{fingerprint[:16]}`.\n")
-        parts.append(_table(settings, split))
+    for index, (section, settings) in enumerate(sections.items(), start=1):
+        suffix = f"_{index}" if len(sections) > 1 else ""
+        records = _records(settings)
+        curve_split = _curve_split(section.split, records)
+        parts.append(_heading(section, settings))
+        parts.append(method_table(settings))
+        parts.append(_cost_table(settings, section.split))
         parts.append(_comparisons(settings, _choose(settings, baseline)))
-        suffix = f"_{index}" if len(tables) > 1 else ""
-        parts += _plots(settings, split, Path(out), suffix)
+        parts += _plots(settings, records, section.split, curve_split, Path(out), suffix)
+        parts.append(time_table(settings, records, curve_split, target))
         parts.append(_runs(settings))
-    parts.append(_provenance([r for table in tables.values() for s in table for r in s.runs]))
-    text = "\n".join(parts)
+    parts.append(_provenance([r for table in sections.values() for s in table for r in s.runs]))
+    text = "\n".join(part for part in parts if part)
     files.write_text(Path(out) / "report.md", text)
     return text
 
@@ -78,11 +96,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, parent, or pattern")
     parser.add_argument("--out", default="report", help="folder to write to (default: report)")
     parser.add_argument("--baseline", help="label of the setting to compare with")
+    parser.add_argument("--target", type=float, help="accuracy (a fraction) to tell the time to")
     options = parser.parse_args(argv)
-    return exit_code(lambda: print(report(options.runs, options.out, options.baseline), end=""))
+    return exit_code(
+        lambda: print(report(options.runs, options.out, options.baseline, options.target), end="")
+    )
 
 
-def _table(settings: Sequence[Setting], split: str) -> str:
+def _heading(section: Section, settings: Sequence[Setting]) -> str:
+    model = ", ".join(
+        f"{key.rpartition('.')[2]} {setting_names.as_written(value)}"
+        for key, value in section.model
+    )
+    dense = sorted({run.result["dense_parameters"] for s in settings for run in s.runs})
+    return (
+        f"## {section.network} on {section.data}, {section.split} accuracy\n\n"
+        f"Network: {model}; {' or '.join(f'{count:,}' for count in dense)} parameters when dense. "
+        f"Data fingerprint `{section.fingerprint[:16]}`.\n"
+    )
+
+
+def _cost_table(settings: Sequence[Setting], split: str) -> str:
     rows = [
         f"| setting | parameters | ratio | multiply-adds | seeds | {split} accuracy, mean (%) "
         "| standard deviation | min – max | wall time (min) |",
@@ -94,7 +128,7 @@ def _table(settings: Sequence[Setting], split: str) -> str:
         deviation = f"{percent.std(ddof=1):.2f}" if len(percent) > 1 else "–"
         minutes = sum(run.result["wall_time_s"] for run in setting.runs) / len(percent) / 60
         rows.append(
-            f"| {setting.label} | {first['parameters']:,} | {first['ratio']:.4f} "
+            f"| {setting.label} | {setting.parameters:,} | {first['ratio']:.4f} "
             f"| {first['multiply_adds'] / 1e6:.2f} M | {len(percent)} | {percent.mean():.2f} "
             f"| {deviation} | {percent.min():.2f} – {percent.max():.2f} | {minutes:.1f} |"
         )
@@ -135,24 +169,39 @@ def _comparisons(settings: Sequence[Setting], baseline: Setting) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _plots(settings: Sequence[Setting], split: str, out: Path, suffix: str) -> list[str]:
-    """Draws the plots and returns the Markdown that shows them."""
-    records = {
+def _records(settings: Sequence[Setting]) -> Records:
+    """The records of the runs that have one."""
+    return {
         run.folder: read_metrics(run.folder)
         for setting in settings
         for run in setting.runs
         if (run.folder / METRICS_FILE).exists()
     }
 
-    # The final split may be measured only once, at the end; then there is a curve of another one.
+
+def _curve_split(split: str, records: Records) -> str:
+    """The split to draw curves of: the final one may be measured only once, at the end."""
+
     def curves_of(name: str) -> int:
         return sum(len(columns(lines, f"{name}_accuracy")[0]) > 1 for lines in records.values())
 
-    curve_split = max((split, "validation", "test"), key=curves_of)
+    return max((split, "validation", "test"), key=curves_of)
+
+
+def _plots(
+    settings: Sequence[Setting],
+    records: Records,
+    split: str,
+    curve_split: str,
+    out: Path,
+    suffix: str,
+) -> list[str]:
+    """Draws the plots of a section and returns the Markdown that shows them."""
     data = [
         plots.SettingData(
-            label=setting.label,
-            parameters=setting.runs[0].result["parameters"],
+            method=setting.method,
+            size=setting_names.size_name(setting.size) if setting.size else "",
+            parameters=setting.parameters,
             accuracies=setting.accuracies.tolist(),
             curves=[
                 columns(records[run.folder], f"{curve_split}_accuracy")
@@ -171,7 +220,7 @@ def _plots(settings: Sequence[Setting], split: str, out: Path, suffix: str) -> l
         if figure is not None:
             plots.save(figure, out / f"{name}{suffix}.png")
             shown.append(f"![{name.replace('_', ' ').capitalize()}]({name}{suffix}.png)\n")
-    return shown
+    return [*shown, "Bars and bands reach from the worst to the best seed.\n"]
 
 
 def _runs(settings: Sequence[Setting]) -> str:
@@ -214,7 +263,7 @@ def _matches(settings: Sequence[Setting], baseline: str) -> list[Setting]:
 
 
 def _choose(settings: Sequence[Setting], baseline: str | None) -> Setting:
-    """The setting that the others of a table are compared with."""
+    """The setting that the others of a section are compared with."""
     matching = _matches(settings, baseline) if baseline else []
     if len(matching) > 1:
         labels = "; ".join(setting.label for setting in matching)

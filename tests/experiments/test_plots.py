@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from synthetic_runs import write_record
@@ -83,8 +85,8 @@ def test_report_plots_show_means_over_common_epochs():
     epochs = np.arange(1.0, 4.0)
     curves = [(epochs, epochs / 10), (epochs[1:], epochs[1:] / 5)]
     settings = [
-        plots.SettingData("dense", 1000, [0.8, 0.9], curves),
-        plots.SettingData("low rank", 100, [0.7], []),
+        plots.SettingData("dense", "", 1000, [0.8, 0.9], curves),
+        plots.SettingData("SI", "ratio 0.1", 100, [0.7], []),
     ]
     axis = plots.learning_curves(settings, "test").axes[0]
     np.testing.assert_allclose(drawn(axis)["dense (n = 2)"], [30, 45])
@@ -93,6 +95,43 @@ def test_report_plots_show_means_over_common_epochs():
     points = [container.lines[0].get_xydata()[0] for container in axis.containers]
     np.testing.assert_allclose(points, [(1000, 85), (100, 70)])
     assert plots.learning_curves(settings[1:], "test") is None
+
+
+def test_a_method_is_a_line_over_its_sizes_and_the_dense_network_a_reference():
+    settings = [plots.SettingData("dense", "", 1000, [0.9, 0.9, 0.9], [])]
+    for method, lower in (("regular", 0.1), ("SI", 0.2)):
+        for ratio, count in ((0.1, 100), (0.05, 50)):
+            accuracies = [0.8 - lower, 0.8 - lower + ratio / 10, 0.8 - lower + ratio / 5]
+            settings.append(plots.SettingData(method, f"ratio {ratio}", count, accuracies, []))
+    settings[-1] = dataclasses.replace(settings[-1], accuracies=settings[-1].accuracies[:2])
+    axis = plots.accuracy_against_parameters(settings, "test").axes[0]
+    found = {container.get_label(): container for container in axis.containers}
+    assert list(found) == ["dense (n = 3)", "regular (n = 3)", "SI (n = 2 to 3)"]
+    regular, si = (found[name].lines[0].get_xydata() for name in list(found)[1:])
+    np.testing.assert_allclose(regular[:, 1], [70.5, 71])
+    np.testing.assert_allclose(regular[:, 0], [50, 100], rtol=0.02)
+    assert (si[:, 0] > regular[:, 0]).all()  # Side by side.
+    (bars,) = found["regular (n = 3)"].lines[2]
+    np.testing.assert_allclose([bar[:, 1] for bar in bars.get_segments()], [(70, 71), (70, 72)])
+    (reference,) = (line for line in axis.get_lines() if len(set(line.get_xdata())) == 2
+                    and line.get_linestyle() == "--")  # fmt: skip
+    np.testing.assert_allclose(reference.get_ydata(), [90, 90])
+    assert reference.get_color() == found["dense (n = 3)"].lines[0].get_color()
+
+
+def test_curves_of_a_method_share_a_colour_and_those_of_a_size_a_style():
+    curve = [(np.arange(1.0, 4.0), np.arange(1.0, 4.0) / 10)]
+    settings = [plots.SettingData("dense", "", 1000, [0.3], curve)] + [
+        plots.SettingData(method, size, 100, [0.3], curve)
+        for method in ("regular", "SI")
+        for size in ("ratio 0.1", "ratio 0.05")
+    ]
+    lines = plots.learning_curves(settings, "test").axes[0].get_lines()
+    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in lines}
+    colours, styles = zip(*looks.values(), strict=True)
+    assert styles == ("-", "-", "--", "-", "--")
+    assert colours[1] == colours[2] and colours[3] == colours[4]
+    assert len({colours[0], colours[1], colours[3]}) == 3
 
 
 def test_a_plot_that_cannot_be_written_is_one_clear_line(folder, tmp_path, monkeypatch):

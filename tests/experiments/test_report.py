@@ -46,13 +46,19 @@ def test_t_interval_by_hand():
     assert comparison.t_interval([]) is None
 
 
+def settings_of(root):
+    """The settings of the one section that the runs below a folder make."""
+    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(root)])]
+    (settings,) = comparison.settings_by_section(loaded).values()
+    return settings
+
+
 def test_runs_are_grouped_by_everything_but_the_seed(runs):
-    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(runs)])]
-    (settings,) = comparison.settings_by_yardstick(loaded).values()
+    settings = settings_of(runs)
     assert [(s.label, [run.seed for run in s.runs]) for s in settings] == [
         ("dense", [1, 2, 3]),
-        ("rank_scale=0.111, init=regular, decay=plain", [1, 2, 3]),
-        ("rank_scale=0.111, init=spectral, decay=frobenius", [1]),
+        ("regular, rank scale 0.111", [1, 2, 3]),
+        ("SI + FD, rank scale 0.111", [1]),
     ]
     np.testing.assert_allclose(
         comparison.paired_differences(settings[1], settings[0]), [-0.02, -0.01, -0.03]
@@ -63,12 +69,14 @@ def test_operational_keys_do_not_split_a_setting(tmp_path):
     for seed in SEEDS:
         argument = f"seed={seed},workdir=w{seed},steps_per_dispatch={seed},data.dir=d{seed}"
         write_run(tmp_path / str(seed), argument, 0.5)
-    # On a dense network the keys of the factors change nothing either.
+    # Where there are no factors, the keys of the factors change nothing either.
     write_run(tmp_path / "d1", "rank_scale=0,init=regular,decay=plain,seed=1", 0.6)
-    write_run(tmp_path / "d2", "rank_scale=0,seed=2", 0.6)
-    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(tmp_path)])]
-    (settings,) = comparison.settings_by_yardstick(loaded).values()
-    assert [len(setting.runs) for setting in settings] == [2, 3]
+    write_run(tmp_path / "d2", "rank_scale=0,overcomplete=zero,seed=2", 0.6)
+    prune = "rank_scale=0,method=prune,ratio=0.1"
+    write_run(tmp_path / "p1", f"{prune},init=regular,decay=plain,seed=1", 0.6)
+    write_run(tmp_path / "p2", f"{prune},overcomplete=zero,seed=2", 0.6)
+    found = [(setting.label, len(setting.runs)) for setting in settings_of(tmp_path)]
+    assert found == [("dense", 2), ("SI + FD, rank scale 0.111", 3), ("pruning, ratio 0.1", 2)]
 
 
 def test_runs_from_before_a_key_existed_belong_to_its_first_meaning(tmp_path):
@@ -76,43 +84,42 @@ def test_runs_from_before_a_key_existed_belong_to_its_first_meaning(tmp_path):
         path = write_run(tmp_path / str(seed), f"seed={seed}", 0.5) / "result.json"
         if seed < 3:
             result = json.loads(path.read_text())
-            for key in ("precision", "accumulate_steps", "remat", "profile_steps"):
+            for key in ("precision", "accumulate_steps", "remat", "profile_steps", "ratio", "kind"):
                 del result["config"][key]
+            result["config"]["model"]["width"] = 1  # It was a whole number.
             path.write_text(json.dumps(result))
     write_run(tmp_path / "half", "seed=1,precision=bfloat16", 0.5)
-    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(tmp_path)])]
-    (settings,) = comparison.settings_by_yardstick(loaded).values()
-    assert [(setting.label, len(setting.runs)) for setting in settings] == [
-        ("precision=bfloat16", 1),
-        ("precision=float32", 3),
+    assert [(setting.label, len(setting.runs)) for setting in settings_of(tmp_path)] == [
+        ("SI + FD, precision=bfloat16, rank scale 0.111", 1),
+        ("SI + FD, precision=float32, rank scale 0.111", 3),
     ]
 
 
-def test_labels_name_what_differs_in_numerical_order(tmp_path):
+def test_settings_stand_method_by_method_in_numerical_order(tmp_path):
     for scale in ("9", "0.111", "3"):
-        write_run(tmp_path / scale, f"rank_scale={scale},depth=20", 0.5)
-    write_run(tmp_path / "deeper", "rank_scale=3,depth=32", 0.5)
-    loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(tmp_path)])]
-    (settings,) = comparison.settings_by_yardstick(loaded).values()
-    assert [setting.label for setting in settings] == [
-        "rank_scale=0.111, depth=20",
-        "rank_scale=3, depth=20",
-        "rank_scale=3, depth=32",
-        "rank_scale=9, depth=20",
+        write_run(tmp_path / scale, f"rank_scale={scale},init=regular,weight_decay=0.0005", 0.5)
+    write_run(tmp_path / "weak", "rank_scale=3,init=regular,weight_decay=0.00005", 0.5)
+    write_run(tmp_path / "plain", "rank_scale=3,decay=plain,weight_decay=0.0005", 0.5)
+    assert [setting.label for setting in settings_of(tmp_path)] == [
+        "SI, weight_decay=0.0005, rank scale 3",
+        "FD, weight_decay=5e-05, rank scale 3",
+        "FD, weight_decay=0.0005, rank scale 9",
+        "FD, weight_decay=0.0005, rank scale 3",
+        "FD, weight_decay=0.0005, rank scale 0.111",
     ]
 
 
 def test_the_report_states_the_numbers(runs, tmp_path):
     text = report.report([str(runs)], tmp_path)
     assert text == (tmp_path / "report.md").read_text()
-    assert "## cifar10, test accuracy" in text
-    row = next(x for x in text.splitlines() if x.startswith("| rank_scale=0.111, init=regular"))
+    assert "## ResNet-32 on cifar10, test accuracy" in text
+    row = next(x for x in text.splitlines() if x.startswith("| regular, rank scale 0.111"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["107,370", "0.2313", "20.00 M", "3"]
     assert cells[5:] == ["89.00", "1.00", "88.00 – 90.00", "1.5"]
     half = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)
     interval = f"| 3 | -2.00 | {-2 - half:+.2f} to {-2 + half:+.2f} | not told apart |"
-    assert f"| rank_scale=0.111, init=regular, decay=plain {interval}" in text
+    assert f"| regular, rank scale 0.111 {interval}" in text
     assert "| 1 | -0.50 | – | no claim (fewer than 3 seeds in common) |" in text
     for name in ("accuracy_against_parameters.png", "learning_curves.png"):
         assert f"]({name})" in text
@@ -129,13 +136,13 @@ def test_the_same_runs_give_the_same_report(runs, tmp_path):
 
 
 def test_a_baseline_can_be_chosen(runs, tmp_path):
-    text = report.report([str(runs)], tmp_path, baseline="init=regular")
-    assert "Differences from **rank_scale=0.111, init=regular, decay=plain**" in text
+    text = report.report([str(runs)], tmp_path, baseline="regular")
+    assert "Differences from **regular, rank scale 0.111**" in text
     assert "| dense | 3 | +2.00 |" in text
-    with pytest.raises(RunError, match="no setting 'wide' among: dense; rank_scale"):
+    with pytest.raises(RunError, match="no setting 'wide' among: dense; regular, rank"):
         report.report([str(runs)], tmp_path, baseline="wide")
-    with pytest.raises(RunError, match="baseline 'rank_scale' fits several settings"):
-        report.report([str(runs)], tmp_path, baseline="rank_scale")
+    with pytest.raises(RunError, match="baseline 'rank scale' fits several settings"):
+        report.report([str(runs)], tmp_path, baseline="rank scale")
 
 
 def test_other_data_or_splits_get_a_table_of_their_own(runs, tmp_path):
@@ -145,8 +152,8 @@ def test_other_data_or_splits_get_a_table_of_their_own(runs, tmp_path):
     write_run(root / "c", "rank_scale=0,seed=3", 0.7, split="validation")
     text = report.report([str(root)], tmp_path / "out")
     assert "cannot be compared" in text
-    assert text.count("## cifar10, test accuracy") == 2
-    assert "## cifar10, validation accuracy" in text
+    assert text.count("## ResNet-32 on cifar10, test accuracy") == 2
+    assert "## ResNet-32 on cifar10, validation accuracy" in text
     assert text.count("One setting, fewer than three seeds: no claim.") == 3
     assert (tmp_path / "out" / "learning_curves_3.png").exists()
 

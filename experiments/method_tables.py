@@ -1,0 +1,79 @@
+"""The table of a report's section that papers print: methods down, sizes across, accuracies in it.
+
+    | method      | dense            | ratio 0.1        | ratio 0.05       |
+    |-------------|-----------------:|-----------------:|-----------------:|
+    | dense       | 91.20 ± 0.11 (3) |                – |                – |
+    | SI + FD     |                – | 90.35 ± 0.20 (3) | 88.92 ± 0.31 (3) |
+    | parameters  |          464,154 |  46,425 (10.00%) |   23,190 (5.00%) |
+
+A size is what was asked for; the parameters are those that came of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments import setting_names
+from experiments.comparison import Setting
+
+_NOTHING = "–"
+
+
+def method_table(settings: Sequence[Setting]) -> str:
+    """The settings of one section as a Markdown table, with what its words mean below it.
+
+    Args:
+      settings: in the order in which methods are to stand; sizes stand from large to small.
+    """
+    methods = list(dict.fromkeys(setting.method for setting in settings))
+    sizes = sorted({setting.size for setting in settings}, key=_size_place)
+    cells = {(setting.method, setting.size): setting for setting in settings}
+    heads = [setting_names.size_name(size) if size else "dense" for size in sizes]
+    rows = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
+    for method in methods:
+        found = [cells.get((method, size)) for size in sizes]
+        rows.append(
+            _row(method, [_accuracy(setting) if setting else _NOTHING for setting in found])
+        )
+    for name, pruned in (("parameters", False), ("nonzero parameters, pruning", True)):
+        if any(setting.pruned == pruned for setting in settings):
+            counted = [
+                [s for s in settings if s.size == size and s.pruned == pruned] for size in sizes
+            ]
+            rows.append(_row(name, [_parameters(column) for column in counted]))
+    split = settings[0].runs[0].section.split.capitalize()
+    notes = [f"{split} accuracy (%): mean ± standard deviation over seeds (number of seeds)."]
+    words = setting_names.explanations(methods)
+    if words:
+        notes.append(f"{'; '.join(words)}.")
+    if any(setting.pruned for setting in settings):
+        notes.append(
+            "Pruning: its parameters are those that are not zero. Neither masks nor the indices of "
+            "a sparse format are counted, and the kernels stay dense in memory and time."
+        )
+    return "\n".join([*rows, "", *notes]) + "\n"
+
+
+def _size_place(size: setting_names.Size | None) -> tuple:
+    """The dense network first, then each kind of size from large to small."""
+    return (size is not None, *((size[0], -size[1]) if size else ()))
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _accuracy(setting: Setting) -> str:
+    percent = 100 * setting.accuracies
+    deviation = f" ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else ""
+    return f"{percent.mean():.2f}{deviation} ({len(percent)})"
+
+
+def _parameters(settings: Sequence[Setting]) -> str:
+    """The number, and its share of the dense network's; from fewest to most where they differ."""
+    if not settings:
+        return _NOTHING
+    ordered = sorted(settings, key=lambda setting: setting.parameters)
+    ends = [ordered[0], ordered[-1]] if ordered[0].parameters < ordered[-1].parameters else ordered
+    texts = [f"{s.parameters:,} ({s.runs[0].result['ratio']:.2%})" for s in ends]
+    return " to ".join(dict.fromkeys(texts))

@@ -1,0 +1,186 @@
+"""What a sweep consists of: its runs, all of them checked before the first one starts.
+
+A sweep is a Python file with a function `get_sweep()`, which returns the runs in the order in which
+they are to be done, as pairs of a config file and its arguments (see `experiments.grid`). In the
+folder of a sweep there is, for each run:
+
+    NAME/                 the run folder (see `experiments.run_folder`)
+    NAME.log              what the run printed, one attempt after the other
+    NAME.failure.json     why the last attempt failed, if it did
+
+where NAME is made of the config's name and the arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import shlex
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import arguments
+from experiments.command_line import read_config
+from experiments.data import image_set
+from experiments.errors import RunError
+from experiments.main import default_workdir
+from experiments.result import FILE_NAME as RESULT
+from experiments.run_folder import CONFIG
+from experiments.tasks.classification import Network
+
+SWEEPS = Path("configs/sweeps")
+"""Where a sweep that is given by its name alone is looked for."""
+
+State = Literal["finished", "failed", "begun", "open"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      config: the config file and its arguments, as `--config` takes them.
+      folder: the run folder.
+    """
+
+    config: str
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.name}.log")
+
+    @property
+    def failure(self) -> Path:
+        return self.folder.with_name(f"{self.name}.failure.json")
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RESULT).exists()
+
+    @property
+    def state(self) -> State:
+        """What has become of it so far."""
+        if self.finished:
+            return "finished"
+        if self.failure.exists():
+            return "failed"
+        return "begun" if (self.folder / CONFIG).exists() else "open"
+
+    @property
+    def command(self) -> list[str]:
+        """What carries it out, or continues it."""
+        return [
+            *(sys.executable, "-m", "experiments.main"),
+            *(f"--config={self.config}", f"--workdir={self.folder}"),
+        ]
+
+    @property
+    def command_line(self) -> str:
+        """The command, quoted for a shell."""
+        return shlex.join(self.command)
+
+
+def find_sweep(sweep: str) -> Path:
+    """The file of a sweep that is given by its path or by its name.
+
+    Raises:
+      RunError: there is none.
+    """
+    for path in (Path(sweep), SWEEPS / f"{sweep}.py"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in SWEEPS.glob("*.py") if path.stem != "__init__")
+    raise RunError(f"no sweep {sweep!r}: no such file, and {SWEEPS} has {', '.join(known)}")
+
+
+def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
+    """The runs of a sweep, in its order.
+
+    Every config is made and checked, model and data set are looked up, so that a mistake in the
+    last run is found before the first one starts.
+
+    Args:
+      path: the file of the sweep.
+      out: the folder that the run folders are to be in; nothing is written.
+
+    Raises:
+      RunError: the file is not a sweep, a config is wrong, or two runs are the same experiment.
+    """
+    runs, experiments = [], []
+    listed = _listed(path)
+    for number, (file, given) in enumerate(listed, start=1):
+        argument = ",".join(f"{key}={value}" for key, value in given.items())
+        config = f"{file}:{argument}" if argument else file
+        try:
+            settled = _settled(config)
+        except RunError as error:
+            place = f"{path}, run {number} of {len(listed)}, {config}"
+            raise RunError(f"{place}: {error}".rstrip()) from error
+        folder = out / default_workdir(settled, argument).name
+        runs.append(SweepRun(config, folder))
+        whole = arguments.complete(settled)
+        experiments.append(
+            frozenset((key, whole[key]) for key in whole.keys() - {*arguments.OPERATIONAL})
+        )
+    _refuse_twice(path, runs, experiments, "are the same experiment")
+    _refuse_twice(path, runs, [run.name for run in runs], "have the same folder name")
+    return runs
+
+
+def _listed(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """What `get_sweep()` returns, checked for its form."""
+    try:
+        get_sweep = runpy.run_path(str(path)).get("get_sweep")
+        listed = get_sweep() if callable(get_sweep) else None
+    except Exception as error:  # A sweep file is a program: anything may come out of it.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        place = f"{path}, line {lines[-1]}" if lines else str(path)
+        text = " ".join(str(error).split())
+        raise RunError(f"cannot read the sweep: {place}: {type(error).__name__}: {text}") from error
+    if not callable(get_sweep):
+        raise RunError(f"{path} is not a sweep: it has no function get_sweep()")
+    expected = "expected a list of (config file, arguments), see experiments/grid.py"
+    if not isinstance(listed, list) or not listed:
+        found = "an empty list" if listed == [] else f"a {type(listed).__name__}"
+        raise RunError(f"{path}: get_sweep() returned {found}; {expected}")
+    for number, run in enumerate(listed, start=1):
+        match run:
+            case (str(), Mapping()):
+                pass
+            case _:
+                raise RunError(f"{path}: run {number} of get_sweep() is {run!r}; {expected}")
+    return listed
+
+
+def _settled(config: str) -> ConfigDict:
+    """The settled config, whose model and data set exist.
+
+    Raises:
+      RunError: they do not, or the config cannot be read.
+    """
+    found, _ = read_config(["sweep", f"--config={config}"], flags.FlagValues(), usage="")
+    settled = arguments.settle(found)
+    entry = image_set(settled.data.name)
+    Network.of(settled, entry.num_classes, entry.image_size)
+    return settled
+
+
+def _refuse_twice(path: Path, runs: Sequence[SweepRun], keys: Sequence[Any], what: str) -> None:
+    """Raises RunError where two runs have the same key."""
+    first: dict[Any, SweepRun] = {}
+    for run, key in zip(runs, keys, strict=True):
+        if key in first:
+            raise RunError(f"{path}: {first[key].config} and {run.config} {what}; leave one out")
+        first[key] = run

@@ -1,0 +1,142 @@
+"""The sweeps: how many runs, which, and that each is a valid experiment of its own."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from experiments import arguments
+from experiments.command_line import read_config
+from experiments.sweep_plan import find_sweep, plan_sweep
+
+ROOT = Path(__file__).parents[2]
+SWEEPS = {"cifar_resnet": 510, "compression": 234, "tensor": 111, "compression_small": 44}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@functools.cache
+def settled(name):
+    """The settled configs of a sweep's runs, in order."""
+    runs = plan_sweep(find_sweep(name), Path("out"))
+    found = []
+    for run in runs:
+        config, _ = read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")
+        found.append(arguments.flatten(arguments.settle(config)))
+    return found
+
+
+def without_seed(configs):
+    return {tuple(sorted((k, v) for k, v in c.items() if k != "seed")) for c in configs}
+
+
+def test_every_sweep_is_counted_here():
+    files = (ROOT / "configs" / "sweeps").glob("*.py")
+    assert {path.stem for path in files} - {"__init__"} == SWEEPS.keys()
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_counts(name):
+    configs = settled(name)
+    seeds = {"compression_small": (1, 2)}.get(name, (1, 2, 3))
+    assert len(configs) == SWEEPS[name]
+    assert Counter(c["seed"] for c in configs) == dict.fromkeys(seeds, SWEEPS[name] // len(seeds))
+    assert len(without_seed(configs)) == SWEEPS[name] // len(seeds)
+    assert [c["seed"] for c in configs] == sorted(c["seed"] for c in configs)
+    protocol = "ours" if name == "compression_small" else "published"
+    assert {c["protocol"] for c in configs} == {protocol}
+
+
+def test_cifar_resnet_is_the_published_grid():
+    """168 settings: 166 of their own, and two triples of which two members each are configs."""
+    configs = [c for c in settled("cifar_resnet") if c["seed"] == 1]
+    names = ("data.name", "model.depth", "rank_scale", "variant", "init", "decay", "weight_decay")
+    found = {tuple(c[name] for name in names) for c in configs if c["rank_scale"]}
+    expected = set()
+    for data, depth, decay in itertools.product(
+        ("cifar10", "cifar100"), (32, 56, 110), ("plain", "frobenius")
+    ):
+        for scale, variant, init in itertools.product(
+            (0.037, 0.111, 0.333, 1.0, 3.0, 9.0), ("flat", "deep"), ("regular", "spectral")
+        ):
+            if (variant == "flat" or scale == 1) and (init == "regular" or scale <= 1):
+                expected.add((data, depth, scale, variant, init, decay, 1e-4))
+    small = ("cifar10", 20, 0.111, "flat")
+    for coefficient in (5e-6, 1e-5, 5e-5, 5e-4, 1e-3, 5e-3):
+        for decay in ("plain", "frobenius"):
+            expected.add((*small, "regular", decay, coefficient))
+    ordinary = len(expected) + 2 * 5  # The dense networks.
+    assert ordinary + 2 == 168
+    for init in ("regular", "spectral"):
+        expected |= {(*small, init, decay, 1e-4) for decay in ("none", "frobenius")}
+    assert found == expected
+    dense = [(c["data.name"], c["model.depth"]) for c in configs if not c["rank_scale"]]
+    assert sorted(dense) == sorted(
+        itertools.product(("cifar10", "cifar100"), (20, 32, 44, 56, 110))
+    )
+
+
+def test_compression_is_the_published_grid():
+    configs = [c for c in settled("compression") if c["seed"] == 1]
+    networks = {("projection_resnet", 32, 1e-4): "resnet", ("vgg", 19, 2e-4): "vgg"}
+    found = Counter()
+    for c in configs:
+        network = networks[c["model.name"], c["model.depth"], c["weight_decay"]]
+        method = (c["init"], c["decay"]) if c["ratio"] else "dense"
+        found[network, c["data.name"], c["ratio"], method] += 1
+    expected = Counter()
+    for network, data in itertools.product(
+        ("resnet", "vgg"), ("cifar10", "cifar100", "tiny_imagenet")
+    ):
+        easier = (network, data) == ("resnet", "tiny_imagenet")
+        expected[network, data, 0.0, "dense"] += 1
+        for ratio in (0.05, 0.1, 0.15) if easier else (0.02, 0.05, 0.1):
+            for init in ("regular", "spectral"):
+                for decay in ("plain", "frobenius"):
+                    expected[network, data, ratio, (init, decay)] += 1
+    assert found == expected
+    assert len(expected) == 78
+
+
+def test_tensor_is_the_published_grid():
+    configs = [c for c in settled("tensor") if c["seed"] == 1]
+    sizes = {
+        ("conv", 0.01667, 0.0), ("conv", 0.06667, 0.0), ("tensor_train", 0.0, 0.234),
+        ("tensor_train", 0.0, 0.705), ("tucker", 0.0, 0.211), ("tucker", 0.0, 0.68),
+    }  # fmt: skip
+    found = Counter(
+        (c["kind"], c["ratio"], c["rank_scale"]) for c in configs if c["ratio"] or c["rank_scale"]
+    )
+    assert found == dict.fromkeys(sizes, 2 * 3)
+    assert len({(c["init"], c["decay"]) for c in configs if c["ratio"]}) == 6
+    assert sum(not c["ratio"] and not c["rank_scale"] for c in configs) == 1
+    assert {(c["model.name"], c["model.depth"], c["model.width"]) for c in configs} == {
+        ("wide_resnet", 28, 1)
+    }
+
+
+def test_compression_small_is_six_methods_on_quarter_width_twins():
+    configs = settled("compression_small")
+    for c in configs:
+        assert (c["data.name"], c["model.width"], c["validation"]) == ("fashion_small", 0.25, 0)
+        assert c["epochs"] * (5000 // c["batch_size"]) == 390
+        assert c["decay"] == "plain" or c["method"] == "factorize"
+    methods = Counter(
+        (c["method"], c["init"], c["decay"])
+        if c["ratio"] and c["method"] == "factorize"
+        else (c["method"] if c["ratio"] else "dense")
+        for c in configs
+    )
+    factorized = itertools.product(("factorize",), ("regular", "spectral"), ("plain", "frobenius"))
+    # Of each: two models, two seeds, and two ratios, where there is one.
+    assert methods == {"dense": 4, "prune": 8} | dict.fromkeys(factorized, 8)
+    assert {c["ratio"] for c in configs} == {0, 0.05, 0.1}
+    assert {c["model.name"] for c in configs} == {"vgg", "projection_resnet"}
