@@ -22,7 +22,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.start = ""
     config.seed = 1
     # ours: a validation split is held out, the data set's own statistics, full batches.
-    # published: no split, ImageNet statistics, the partial last batch of an epoch is kept.
+    # published: no split, the statistics of the model's published code, and the partial last batch
+    # of an epoch is kept.
     config.protocol = "ours"
 
     # The dense model; `width` multiplies its channel counts (0.25 is a quarter-width twin).

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -73,6 +75,7 @@ def exit_code(command: Callable[[], object]) -> int:
     """Runs a command; a `RunError` becomes one message on stderr and exit code 2."""
     try:
         command()
+        sys.stdout.flush()
     except RunError as error:
         name = "error" if type(error) is RunError else type(error).__name__
         print(f"{name}: {error}", file=sys.stderr)
@@ -80,4 +83,7 @@ def exit_code(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # Whoever read the output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # For the flush at exit.
+        return 128 + signal.SIGPIPE
     return 0

@@ -37,8 +37,9 @@ class Section(NamedTuple):
     model: tuple[tuple[str, Any], ...]  # the keys and values of the config's `model`, by key
 
     @property
-    def network(self) -> str:
-        return setting_names.network_name(dict(self.model))
+    def title(self) -> str:
+        """E.g. 'ResNet-32, width 0.25 on fashion_small'."""
+        return f"{setting_names.network_name(dict(self.model))} on {self.data}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,12 @@ class Setting:
 
     @property
     def parameters(self) -> int:
-        return self.runs[0].result["parameters"]
+        """The mean over the runs: counts differ where ranks follow from a trained network."""
+        return round(self.mean("parameters"))
+
+    def mean(self, figure: str) -> float:
+        """The mean over the runs of one figure of their results."""
+        return float(np.mean([run.result[figure] for run in self.runs]))
 
     @property
     def accuracies(self) -> np.ndarray:
@@ -234,5 +240,5 @@ def _place(setting: Setting) -> tuple:
             words.append((name, float(value), ""))
         except ValueError:
             words.append((name, 0.0, value))
-    key, value = setting.size or ("", 0.0)
-    return order, words, key, -value
+    key, asked = setting.size or ("", 0.0)
+    return order, words, key, -asked

@@ -16,17 +16,20 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import arguments
+from experiments import start as starts
+from experiments import state as states
 from experiments.command_line import exit_code, read_config
 from experiments.data import image_set
 from experiments.mesh import on_this_machine
-from experiments.state import Plan, plan
+from experiments.state import Plan
 from experiments.tasks.classification import Network
 
 USAGE = "Usage: python -m experiments.describe --config=configs/NAME.py[:key=value,…] [--json]"
 
 
 def describe(config: ConfigDict) -> Plan:
-    """The plan of a config, made from the model and the entry of the data set alone.
+    """The plan of a config, made from the model and the entry of the data set alone; where ranks
+    follow from values (`energy`), from the run that the config starts from.
 
     Raises:
       RunError: the config asks for something that does not exist or does not fit.
@@ -34,18 +37,22 @@ def describe(config: ConfigDict) -> Plan:
     config = on_this_machine(arguments.settle(config))
     entry = image_set(config.data.name)
     network = Network.of(config, entry.num_classes, entry.image_size)
-    return plan(config, network, batches_per_epoch=1)
+    start = starts.load(config, network)
+    table = states.resolve(config, start.params) if start else None
+    return states.plan(config, network, batches_per_epoch=1, table=table)
 
 
 def as_text(found: Plan) -> str:
     """The plan's table and totals to read."""
     saved = found.multiply_adds / found.dense_multiply_adds
-    return (
-        f"{found.table}\n"
+    lines = [
+        str(found.table),
         f"of the ordinary dense network: parameters {found.parameters:,} of "
         f"{found.dense_parameters:,} ({found.ratio:.2%}); multiply-adds {found.multiply_adds:,} of "
-        f"{found.dense_multiply_adds:,} ({saved:.2%}), one example's forward pass"
-    )
+        f"{found.dense_multiply_adds:,} ({saved:.2%}), one example's forward pass",
+        found.missed_ratio,
+    ]
+    return "\n".join(filter(None, lines))
 
 
 def as_json(found: Plan) -> str:

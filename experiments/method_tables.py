@@ -71,9 +71,6 @@ def _accuracy(setting: Setting) -> str:
 
 def _parameters(settings: Sequence[Setting]) -> str:
     """The number, and its share of the dense network's; from fewest to most where they differ."""
-    if not settings:
-        return _NOTHING
-    ordered = sorted(settings, key=lambda setting: setting.parameters)
-    ends = [ordered[0], ordered[-1]] if ordered[0].parameters < ordered[-1].parameters else ordered
-    texts = [f"{s.parameters:,} ({s.runs[0].result['ratio']:.2%})" for s in ends]
-    return " to ".join(dict.fromkeys(texts))
+    counts = {run.result["parameters"]: run.result["ratio"] for s in settings for run in s.runs}
+    ends = [f"{count:,} ({counts[count]:.2%})" for count in sorted(counts)]
+    return " to ".join([ends[0], *ends[1:][-1:]]) if ends else _NOTHING

@@ -30,8 +30,10 @@ from experiments.metrics import columns, mean_diagnostic, read_metrics
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SPLIT_COLOURS = {"train": COLOURS[0], "validation": COLOURS[1], "test": COLOURS[2]}
 _DENSE_COLOUR = "#555555"
-_STYLES = ("-", "--", ":", "-.")  # of the sizes of a method
-_MARKERS = ("o", "s", "^")  # where there are more methods than colours
+_METHOD_COLOURS = (*COLOURS[:-1], "#882255", "#999933")  # Two more of Paul Tol's palette.
+_MARKERS = ("o", "s", "^")  # Where there are more methods than colours.
+# Of the sizes of a method.
+_STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#666666",
@@ -168,7 +170,7 @@ def spectra(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
-def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> Figure:
+def accuracy_against_parameters(settings: Sequence[SettingData], title: str, split: str) -> Figure:
     """Mean final accuracy against the number of parameters, one line a method.
 
     Bars reach from the worst to the best seed. The dense network is a point, and a broken line to
@@ -187,17 +189,17 @@ def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> 
             # Never below zero, which rounding of the mean could make of no spread.
             below = np.maximum(0, means - [values.min() for values in accuracies])
             above = np.maximum(0, [values.max() for values in accuracies] - means)
-            look = {"fmt": "o"}
+            look = "o"
             if method in lines:
                 place = lines.index(method)
-                look = {"fmt": _MARKERS[place // len(COLOURS) % len(_MARKERS)] + "-"}
+                look = _MARKERS[place // len(_METHOD_COLOURS) % len(_MARKERS)] + "-"
                 # Methods of one size stand side by side, so that none hides another.
                 sizes *= 1.02 ** (place - (len(lines) - 1) / 2)
             for mean in [] if method in lines else means:
                 axis.axhline(mean, linestyle="--", linewidth=1, color=colour)
             axis.errorbar(
-                sizes, means, yerr=[below, above], markersize=6, capsize=4, color=colour,
-                label=f"{method} ({_seeds(accuracies)})", **look,
+                sizes, means, yerr=[below, above], fmt=look, markersize=6, capsize=4,
+                color=colour, label=f"{method} ({_seeds(accuracies)})",
             )  # fmt: skip
         axis.set_xscale("log")
         smallest = min(setting.parameters for setting in settings)
@@ -206,12 +208,13 @@ def accuracy_against_parameters(settings: Sequence[SettingData], split: str) -> 
         _log_ticks(axis.xaxis, *axis.get_xlim())
         axis.margins(y=0.15)
         axis.set_xlabel("parameters")
+        axis.set_title(title)
         axis.set_ylabel(f"{split} accuracy (%)")
         _legend_below(figure, axis, columns=1)
     return figure
 
 
-def learning_curves(settings: Sequence[SettingData], split: str) -> Figure | None:
+def learning_curves(settings: Sequence[SettingData], title: str, split: str) -> Figure | None:
     """Mean accuracy of each setting over the epochs; the band spans its seeds.
 
     A method has its colour, a size its kind of line.
@@ -233,7 +236,10 @@ def learning_curves(settings: Sequence[SettingData], split: str) -> Figure | Non
                 epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
             )
             label = f"{setting.label} (n = {len(values)})"
-            axis.plot(epochs, values.mean(0), style, color=colour, label=label, **_mark(epochs))
+            axis.plot(
+                epochs, values.mean(0), linestyle=style, color=colour, label=label, **_mark(epochs)
+            )
+        axis.set_title(title)
         axis.set_ylabel(f"{split} accuracy (%)")
         _epoch_axis(axis)
         _legend_below(figure, axis, in_legend)
@@ -245,7 +251,7 @@ def _method_colours(settings: Sequence[SettingData]) -> dict[str, str]:
     colours: dict[str, str] = {}
     for setting in settings:
         taken = sum(colour != _DENSE_COLOUR for colour in colours.values())
-        new = _DENSE_COLOUR if setting.dense else COLOURS[taken % len(COLOURS)]
+        new = _DENSE_COLOUR if setting.dense else _METHOD_COLOURS[taken % len(_METHOD_COLOURS)]
         colours.setdefault(setting.method, new)
     return colours
 

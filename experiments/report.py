@@ -79,7 +79,7 @@ def report(
         parts.append(method_table(settings))
         parts.append(_cost_table(settings, section.split))
         parts.append(_comparisons(settings, _choose(settings, baseline)))
-        parts += _plots(settings, records, section.split, curve_split, Path(out), suffix)
+        parts += _plots(section, settings, records, curve_split, Path(out), suffix)
         parts.append(time_table(settings, records, curve_split, target))
         parts.append(_runs(settings))
     parts.append(_provenance([r for table in sections.values() for s in table for r in s.runs]))
@@ -104,15 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _heading(section: Section, settings: Sequence[Setting]) -> str:
-    model = ", ".join(
-        f"{key.rpartition('.')[2]} {setting_names.as_written(value)}"
-        for key, value in section.model
-    )
+    fields = {key.rpartition(".")[2]: value for key, value in section.model}
+    name = fields.pop("name")
+    model = ", ".join(f"{key} {setting_names.as_written(v)}" for key, v in fields.items())
     dense = sorted({run.result["dense_parameters"] for s in settings for run in s.runs})
     return (
-        f"## {section.network} on {section.data}, {section.split} accuracy\n\n"
-        f"Network: {model}; {' or '.join(f'{count:,}' for count in dense)} parameters when dense. "
-        f"Data fingerprint `{section.fingerprint[:16]}`.\n"
+        f"## {section.title}, {section.split} accuracy\n\n"
+        f"Model `{name}`, {model}; {' or '.join(f'{count:,}' for count in dense)} parameters when "
+        f"dense. Data fingerprint `{section.fingerprint[:16]}`.\n"
     )
 
 
@@ -123,14 +122,13 @@ def _cost_table(settings: Sequence[Setting], split: str) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in settings:
-        first = setting.runs[0].result
         percent = 100 * setting.accuracies
         deviation = f"{percent.std(ddof=1):.2f}" if len(percent) > 1 else "–"
-        minutes = sum(run.result["wall_time_s"] for run in setting.runs) / len(percent) / 60
         rows.append(
-            f"| {setting.label} | {setting.parameters:,} | {first['ratio']:.4f} "
-            f"| {first['multiply_adds'] / 1e6:.2f} M | {len(percent)} | {percent.mean():.2f} "
-            f"| {deviation} | {percent.min():.2f} – {percent.max():.2f} | {minutes:.1f} |"
+            f"| {setting.label} | {setting.parameters:,} | {setting.mean('ratio'):.4f} "
+            f"| {setting.mean('multiply_adds') / 1e6:.2f} M | {len(percent)} "
+            f"| {percent.mean():.2f} | {deviation} | {percent.min():.2f} – {percent.max():.2f} "
+            f"| {setting.mean('wall_time_s') / 60:.1f} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -189,9 +187,9 @@ def _curve_split(split: str, records: Records) -> str:
 
 
 def _plots(
+    section: Section,
     settings: Sequence[Setting],
     records: Records,
-    split: str,
     curve_split: str,
     out: Path,
     suffix: str,
@@ -212,8 +210,10 @@ def _plots(
         for setting in settings
     ]
     figures = {
-        "accuracy_against_parameters": plots.accuracy_against_parameters(data, split),
-        "learning_curves": plots.learning_curves(data, curve_split),
+        "accuracy_against_parameters": plots.accuracy_against_parameters(
+            data, section.title, section.split
+        ),
+        "learning_curves": plots.learning_curves(data, section.title, curve_split),
     }
     shown = []
     for name, figure in figures.items():

@@ -130,5 +130,5 @@ def explanations(methods: Iterable[str]) -> list[str]:
 
 
 def as_written(value: Any) -> str:
-    """A value of a config as it is written; 1.0 and 1 are the same."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value of a config as it is written; 1.0 and 1 are the same, and '' is none."""
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

@@ -139,11 +139,26 @@ def test_commands(tmp_path: Path):
                 printed = shell.run(command.rpartition("&& ")[2], *Shell.SHORTENED)
                 assert "final test accuracy" in printed and "fashion_small" in printed
                 check_run_folder(tmp_path / "runs" / "quickstart-seed1")
-            case ["-m", "experiments.main", "--config=configs/cifar_resnet.py"]:
+            case ["-m", "experiments.main", config] if "start=runs/quickstart-seed1" in config:
+                printed = shell.run(command, "--config.epochs=1", "--workdir=runs/compressed")
+                assert re.search(r"test accuracy .* at the start, .* factorized", printed)
+                result = json.loads((tmp_path / "runs/compressed/result.json").read_text())
+                assert result["start"]["run"] == "runs/quickstart-seed1"
+            case ["-m", "experiments.main", config]:
+                # Its data is downloaded, and there is no network.
+                data = "tiny_imagenet" if "data=tiny_imagenet" in config else "cifar10"
                 message = shell.run(command, code=2)
-                assert message.startswith("DataUnavailable: dataset 'cifar10' is not on this")
+                assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
-                assert not list(tmp_path.glob("runs/cifar*"))
+                assert len(list(tmp_path.glob("runs/*"))) <= 2
+            case ["-m", "experiments.sweep", _, "--dry-run"]:
+                assert re.search(r"^(\d+) runs: \1 open$", shell.run(command), re.MULTILINE)
+            case ["-m", "experiments.sweep", _, "--commands"]:
+                printed = shell.run(command).splitlines()
+                assert len(printed) == len(set(printed)) == 44
+                assert all("-m experiments.main --config=" in line for line in printed)
+            case ["-m", "experiments.sweep", _]:
+                assert "44 runs: 44 open" in shell.run(command, "--dry-run")  # It takes hours.
             case ["-m", "experiments.describe", config, "--json"]:
                 assert config.endswith("cifar_resnet.py:variant=deep,rank_scale=1")
                 assert json.loads(shell.run(command))["parameters"] == 1431834  # As published.

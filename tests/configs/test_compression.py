@@ -8,7 +8,7 @@ from published import cifar_resnet, vgg19
 
 from configs import compression, tensor
 from experiments import arguments, models
-from experiments.describe import describe
+from experiments.describe import as_text, describe
 from experiments.errors import RunError
 
 WIDTHS = (64, 128, 256)
@@ -125,6 +125,16 @@ def test_factors_start_as_in_each_published_code():
     uniform = models.find("wide_resnet").factorization("tensor_train").regular
     assert uniform.distribution == "uniform"
     assert uniform.variances(shape, (64, 128), 10) == pytest.approx((1 / (3 * 64),) * 2)
+
+
+def test_a_missed_ratio_is_told():
+    # Of so narrow a network, one more rank everywhere is a large step.
+    far = compression.get_config("ratio=0.1225,width=0.0625,depth=14")
+    near = compression.get_config("ratio=0.11,width=0.0625,depth=14")
+    for config, told in ((far, True), (near, False)):
+        plan = describe(config)
+        assert told == (abs(plan.ratio / config.ratio - 1) > 0.1)
+        assert told == (f"asked for ratio {config.ratio}, got" in as_text(plan))
 
 
 def test_the_model_brings_its_decay_and_explicit_arguments_win():

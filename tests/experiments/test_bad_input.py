@@ -143,9 +143,9 @@ def test_mistakes_found_before_anything_is_written(
 def test_a_rule_without_a_match_lists_near_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        models.MODELS, "tiny", models.Entry(tiny_runs.ENTRY.build, r"convolution/kernel")
-    )
+    conv = tiny_runs.ENTRY.factorizations["conv"]._replace(pattern=r"convolution/kernel")
+    entry = tiny_runs.ENTRY._replace(factorizations={"conv": conv})
+    monkeypatch.setitem(models.MODELS, "tiny", entry)
     with pytest.raises(RunError, match=r"convolution/kernel.*conv/kernel"):
         tiny_runs.train(tmp_path / "run")
     assert not (tmp_path / "run").exists()

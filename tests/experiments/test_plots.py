@@ -88,13 +88,13 @@ def test_report_plots_show_means_over_common_epochs():
         plots.SettingData("dense", "", 1000, [0.8, 0.9], curves),
         plots.SettingData("SI", "ratio 0.1", 100, [0.7], []),
     ]
-    axis = plots.learning_curves(settings, "test").axes[0]
+    axis = plots.learning_curves(settings, "VGG-19", "test").axes[0]
     np.testing.assert_allclose(drawn(axis)["dense (n = 2)"], [30, 45])
-    axis = plots.accuracy_against_parameters(settings, "test").axes[0]
-    assert axis.get_ylabel() == "test accuracy (%)"
+    axis = plots.accuracy_against_parameters(settings, "VGG-19", "test").axes[0]
+    assert (axis.get_title(), axis.get_ylabel()) == ("VGG-19", "test accuracy (%)")
     points = [container.lines[0].get_xydata()[0] for container in axis.containers]
     np.testing.assert_allclose(points, [(1000, 85), (100, 70)])
-    assert plots.learning_curves(settings[1:], "test") is None
+    assert plots.learning_curves(settings[1:], "VGG-19", "test") is None
 
 
 def test_a_method_is_a_line_over_its_sizes_and_the_dense_network_a_reference():
@@ -104,7 +104,7 @@ def test_a_method_is_a_line_over_its_sizes_and_the_dense_network_a_reference():
             accuracies = [0.8 - lower, 0.8 - lower + ratio / 10, 0.8 - lower + ratio / 5]
             settings.append(plots.SettingData(method, f"ratio {ratio}", count, accuracies, []))
     settings[-1] = dataclasses.replace(settings[-1], accuracies=settings[-1].accuracies[:2])
-    axis = plots.accuracy_against_parameters(settings, "test").axes[0]
+    axis = plots.accuracy_against_parameters(settings, "VGG-19", "test").axes[0]
     found = {container.get_label(): container for container in axis.containers}
     assert list(found) == ["dense (n = 3)", "regular (n = 3)", "SI (n = 2 to 3)"]
     regular, si = (found[name].lines[0].get_xydata() for name in list(found)[1:])
@@ -124,14 +124,15 @@ def test_curves_of_a_method_share_a_colour_and_those_of_a_size_a_style():
     settings = [plots.SettingData("dense", "", 1000, [0.3], curve)] + [
         plots.SettingData(method, size, 100, [0.3], curve)
         for method in ("regular", "SI")
-        for size in ("ratio 0.1", "ratio 0.05")
+        for size in ("ratio 0.1", "ratio 0.05", "ratio 0.04", "ratio 0.03", "ratio 0.02")
     ]
-    lines = plots.learning_curves(settings, "test").axes[0].get_lines()
+    lines = plots.learning_curves(settings, "VGG-19", "test").axes[0].get_lines()
     looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in lines}
     colours, styles = zip(*looks.values(), strict=True)
-    assert styles == ("-", "-", "--", "-", "--")
-    assert colours[1] == colours[2] and colours[3] == colours[4]
-    assert len({colours[0], colours[1], colours[3]}) == 3
+    assert styles[:4] == ("-", "-", "--", ":")
+    assert styles[1:6] == styles[6:]
+    assert [len(set(colours[part])) for part in (slice(1, 6), slice(6, 11))] == [1, 1]
+    assert len(set(colours)) == 3
 
 
 def test_a_plot_that_cannot_be_written_is_one_clear_line(folder, tmp_path, monkeypatch):

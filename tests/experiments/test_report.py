@@ -109,6 +109,15 @@ def test_settings_stand_method_by_method_in_numerical_order(tmp_path):
     ]
 
 
+def test_a_run_from_a_trained_network_is_a_setting_of_its_own(tmp_path):
+    write_run(tmp_path / "scratch", "rank_scale=0.5", 0.5)
+    write_run(tmp_path / "compressed", "rank_scale=0,energy=0.9,start=runs/dense", 0.5)
+    assert [setting.label for setting in settings_of(tmp_path)] == [
+        "SI + FD, start=none, rank scale 0.5",
+        "SI + FD, start=runs/dense, energy 0.9",
+    ]
+
+
 def test_the_report_states_the_numbers(runs, tmp_path):
     text = report.report([str(runs)], tmp_path)
     assert text == (tmp_path / "report.md").read_text()

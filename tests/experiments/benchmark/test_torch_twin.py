@@ -107,9 +107,7 @@ def test_logits_and_training_steps_in_float64(x64, quick_compile, model, rank_sc
     task = jax_step.task(who, settled)
     ours = dataclasses.replace(task, network=dataclasses.replace(task.network, model=built))
     shapes = jax.eval_shape(ours.network.init, jax.random.key(3))
-    shapes["params"] = lrj.factorize(
-        shapes["params"], recipe.rules(settled, shapes["params"])
-    )
+    shapes["params"] = lrj.factorize(shapes["params"], recipe.rules(settled, shapes["params"]))
     generator = np.random.default_rng(0)
     params, state = jax.tree.map(
         lambda leaf: jnp.asarray(generator.normal(0.1, 0.3, leaf.shape)),

@@ -1,0 +1,23 @@
+"""Sweeps for tests: their files, and the command that is given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments import sweep
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"{ROOT}/configs/cifar_resnet.py"
+
+
+def sweep_file(folder: Path, *listed: dict[str, Any]) -> Path:
+    """The file of a sweep of runs of `CONFIG` with these arguments."""
+    path = folder / "little.py"
+    path.write_text(f"def get_sweep():\n    return {[(CONFIG, one) for one in listed]!r}\n")
+    return path
+
+
+def started(path: Path, out: Path, *options: str) -> int:
+    """Starts the sweep and returns its exit code."""
+    return sweep.main([str(path), f"--out={out}", *options])

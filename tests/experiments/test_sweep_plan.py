@@ -1,0 +1,118 @@
+"""Sweeps before they start: grids, files, checks, shards."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+
+import pytest
+from little_sweeps import CONFIG, ROOT, started, sweep_file
+
+from experiments import grid, sweep
+from experiments.errors import RunError
+from experiments.sweep_plan import find_sweep, plan_sweep
+
+
+def test_grids_are_products_of_their_dimensions():
+    assert doctest.testmod(grid).failed == 0
+    small = [{"ratio": 0}] + grid.grid(ratio=[0.1, 0.05], init=["regular", "spectral"])
+    found = grid.grid(seed=[1, 2], size=small, data="digits")
+    assert len(found) == 2 * (1 + 4)
+    assert found[:2] == [
+        {"seed": 1, "ratio": 0, "data": "digits"},
+        {"seed": 1, "ratio": 0.1, "init": "regular", "data": "digits"},
+    ]
+    assert found[-1] == {"seed": 2, "ratio": 0.05, "init": "spectral", "data": "digits"}
+    with pytest.raises(ValueError, match=r"two dimensions of a grid give 'ratio': 0.1 and 0;"):
+        grid.grid(ratio=0.1, network=[{"ratio": 0}])
+
+
+def test_runs_are_named_by_their_arguments(tmp_path):
+    path = sweep_file(
+        tmp_path, {"weight_decay": 5e-6, "data.name": "digits", "seed": 2}, {"flip": False}
+    )
+    first, second = plan_sweep(path, tmp_path / "out")
+    assert first.config == f"{CONFIG}:weight_decay=5e-06,data.name=digits,seed=2"
+    assert first.folder == tmp_path / "out" / "cifar_resnet-weight_decay5e-06-data.namedigits-seed2"
+    assert second.name == "cifar_resnet-flipFalse-seed1"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dept": 20}, "unknown config argument 'dept' (did you mean 'depth'?)"),
+        ({"decay": "frobenious"}, "decay='frobenious': expected one of"),
+        ({"model.name": "resent"}, "unknown model 'resent' (did you mean 'resnet'?)"),
+        ({"depth": 21}, "depth"),
+        ({"data": "cifra10"}, "cifra10"),
+    ],
+)
+def test_a_mistake_in_the_last_run_is_found_first(tmp_path, capsys, arguments, message):
+    path = sweep_file(tmp_path, {"seed": 1}, arguments)
+    assert started(path, tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    assert f"{path}, run 2 of 2, {CONFIG}:" in captured.err
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "twin", [{}, {"seed": 1, "steps_per_dispatch": 4}, {"rank_scale": 0.111, "seed": 1}]
+)
+def test_the_same_experiment_twice_is_refused(tmp_path, twin):
+    path = sweep_file(tmp_path, {"seed": 1}, {"seed": 2}, twin)
+    with pytest.raises(RunError, match="are the same experiment; leave one out") as error:
+        plan_sweep(path, tmp_path)
+    assert f"{CONFIG}:seed=1 and {CONFIG}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("runs = []\n", "is not a sweep: it has no function get_sweep()"),
+        ("def get_sweep():\n    return []\n", "returned an empty list; expected a list of"),
+        ("def get_sweep():\n    return {}\n", "returned a dict; expected a list of"),
+        ("def get_sweep():\n    return ['a.py']\n", "run 1 of get_sweep() is 'a.py'; expected"),
+        ("def get_sweep():\n    return [('no.py', {})]\n", "run 1 of 1, no.py: cannot read"),
+        ("\ndef get_sweep():\n    return 1 / 0\n", "line 3: ZeroDivisionError: division by zero"),
+        ("def get_sweep(:\n", "SyntaxError"),
+    ],
+)
+def test_what_is_no_sweep_is_one_message(tmp_path, capsys, monkeypatch, content, message):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "sweep.py"
+    path.write_text(content)
+    assert started(path, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and message in error
+    assert error.count("\n") == 1
+
+
+def test_a_sweep_goes_by_its_path_or_its_name(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert find_sweep("compression_small") == find_sweep("configs/sweeps/compression_small.py")
+    assert sweep.main(["compresion"]) == 2
+    error = capsys.readouterr().err
+    assert "no sweep 'compresion': no such file, and configs/sweeps has cifar_resnet, comp" in error
+
+
+def test_shards_are_the_whole_sweep_and_have_nothing_in_common(tmp_path, capsys):
+    path = sweep_file(tmp_path, *({"seed": seed} for seed in range(10)))
+    whole = [run.name for run in plan_sweep(path, tmp_path)]
+    shards = []
+    for index in (1, 2, 3):
+        assert started(path, tmp_path / "out", f"--shard={index}/3", "--dry-run") == 0
+        lines = capsys.readouterr().out.splitlines()[:-1]
+        shards.append([line.split()[1] for line in lines])
+    assert sorted(itertools.chain(*shards)) == sorted(whole)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_does_not_exist_is_refused(shard, capsys):
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["compression_small", f"--shard={shard}"])
+    assert end.value.code == 2
+    assert f"{shard!r}: expected i/n with 1 <= i <= n" in capsys.readouterr().err
