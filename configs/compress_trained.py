@@ -29,8 +29,6 @@ record of step 0 in metrics.jsonl (start_test_accuracy, test_accuracy, …) and 
 Cost: a tenth of RUN's time.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import base
@@ -53,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "name the finished run that is to be compressed: "
             "--config=configs/compress_trained.py:start=RUN"
         )
-    trained = FinishedRun.read(Path(asked.start)).config
+    trained = FinishedRun.read(asked.start).config
     config = base.get_config()
     config.name = "compress_trained"
     config.update({key: trained[key] for key in _TAKEN})

@@ -13,6 +13,7 @@ import dataclasses
 import glob
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +150,8 @@ def load_run(folder: Path) -> Run:
     if not setting_names.has_factors(flat):
         hidden |= {*setting_names.FACTOR_KEYS}
     config = {key: flat[key] for key in sorted(flat.keys() - hidden)}
+    # Each seed starts from a run of its own, whose folder differs by the seed alone.
+    config["start"] = re.sub(r"-?seed=?\d+", "", Path(flat["start"]).name)
     return Run(folder, content, config)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ class FinishedRun:
     accuracy: float
 
     @classmethod
-    def read(cls, folder: Path) -> FinishedRun:
+    def read(cls, place: str | os.PathLike[str]) -> FinishedRun:
         """From a run folder.
 
         Raises:
           RunError: there is none, the run is not finished, or a file is damaged.
         """
+        folder = Path(place)
         if not (folder / RESULT).exists():
             if not folder.exists():
                 reason = "it does not exist"

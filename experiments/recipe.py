@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import models
 from experiments.errors import RunError
-from experiments.pruning import PruningSchedule, magnitude_pruning
+from experiments.pruning import PruningSchedule, magnitude_pruning, nonzero_parameters
 from lowrank_jax.initializers import Initializer
 from lowrank_jax.ranks import RankRule
 
@@ -103,7 +103,8 @@ def decay(config: ConfigDict, ratio: float) -> optax.GradientTransformation:
 
 
 def parameters_left(config: ConfigDict, params: Any) -> int:
-    """The parameters of a network when it is trained; of a pruned one, those that are not zero.
+    """The parameters that a network is to have when it is trained; of a pruned one, those that
+    stay.
 
     Args:
       config: the settled config.
@@ -111,6 +112,13 @@ def parameters_left(config: ConfigDict, params: Any) -> int:
     """
     every = lrj.describe(params).parameters
     return round(config.ratio * every) if config.method == "prune" else every
+
+
+def counted_parameters(config: ConfigDict, params: Any) -> int:
+    """The parameters of a trained network, counted; of a pruned one, those that are not zero."""
+    if config.method == "prune":
+        return nonzero_parameters(params, _factorization(config).pattern)
+    return lrj.describe(params).parameters
 
 
 def optimizer(

@@ -81,6 +81,7 @@ def report(
         parts.append(_comparisons(settings, _choose(settings, baseline)))
         parts += _plots(section, settings, records, curve_split, Path(out), suffix)
         parts.append(time_table(settings, records, curve_split, target))
+        parts.append(_starts(settings, section.split))
         parts.append(_runs(settings))
     parts.append(_provenance([r for table in sections.values() for s in table for r in s.runs]))
     text = "\n".join(part for part in parts if part)
@@ -180,10 +181,10 @@ def _records(settings: Sequence[Setting]) -> Records:
 def _curve_split(split: str, records: Records) -> str:
     """The split to draw curves of: the final one may be measured only once, at the end."""
 
-    def curves_of(name: str) -> int:
-        return sum(len(columns(lines, f"{name}_accuracy")[0]) > 1 for lines in records.values())
+    def points_of(name: str) -> int:
+        return sum(len(columns(lines, f"{name}_accuracy")[0]) for lines in records.values())
 
-    return max((split, "validation", "test"), key=curves_of)
+    return max((split, "validation", "test"), key=points_of)
 
 
 def _plots(
@@ -221,6 +222,24 @@ def _plots(
             plots.save(figure, out / f"{name}{suffix}.png")
             shown.append(f"![{name.replace('_', ' ').capitalize()}]({name}{suffix}.png)\n")
     return [*shown, "Bars and bands reach from the worst to the best seed.\n"]
+
+
+def _starts(settings: Sequence[Setting], split: str) -> str:
+    """What trained networks lost by being factorized, and what fine-tuning gave back."""
+    rows = [
+        f"| {run.folder.resolve().name} | {start['run']} | {100 * start['accuracy']:.2f} "
+        f"| {100 * start['factorized']['accuracy']:.2f} | {100 * run.accuracy:.2f} |"
+        for setting in settings
+        for run in setting.runs
+        if (start := run.result.get("start"))
+    ]
+    if not rows:
+        return ""
+    head = [
+        f"| run | trained network | its {split} accuracy (%) | factorized (%) | fine-tuned (%) |",
+        "|---|---|--:|--:|--:|",
+    ]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 def _runs(settings: Sequence[Setting]) -> str:

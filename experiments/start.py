@@ -11,7 +11,6 @@ out has to have both from its start. A start of a start is subject to the same r
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variable
     """
     if not config.start:
         return None
-    run = FinishedRun.read(Path(config.start))
+    run = FinishedRun.read(config.start)
     _require_agreement(run, config)
     state = run.restore(network, data or run.data)
     return jax.device_get(Variables(lrj.merge(state.params), state.model_state))

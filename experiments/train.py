@@ -264,7 +264,8 @@ def _train(
 
     # ---------------------------------------------------------------- the result
     seconds = spent_before + time.perf_counter() - started
-    outcome = _result(config, task, plan, progress, step, seconds, revision)
+    parameters = recipe.counted_parameters(config, state.params)
+    outcome = _result(config, task, plan, parameters, progress, step, seconds, revision)
     plots.run_plots(workdir)
     files.write_json(workdir / RESULT, outcome.as_dict())
     say(console.closing(outcome, workdir))
@@ -343,6 +344,7 @@ def _result(
     config: ConfigDict,
     task: Any,
     plan: Plan,
+    parameters: int,
     progress: dict[str, Any],
     step: int,
     seconds: float,
@@ -354,7 +356,7 @@ def _result(
         seed=config.seed,
         config=config.to_dict(),
         data=task.data,
-        parameters=plan.parameters,
+        parameters=parameters,
         dense_parameters=plan.dense_parameters,
         multiply_adds=plan.multiply_adds,
         dense_multiply_adds=plan.dense_multiply_adds,

@@ -45,7 +45,7 @@ class TensorTrain(TensorizedWeight):
       outputs: the size of the dense kernel's last axis.
       spatial_axes: how many axes of size one the dense kernel has before its last two: 2 or 0.
 
-    >>> cores = [np.ones(shape) for shape in ((1, 4, 2), (2, 4, 3), (3, 3, 1))]
+    >>> cores = [jnp.ones(shape) for shape in ((1, 4, 2), (2, 4, 3), (3, 3, 1))]
     >>> weight = TensorTrain(*cores, outputs=8, spatial_axes=2)
     >>> weight.shape, weight.rank, float(weight.squared_norm())
     ((1, 1, 6, 8), (2, 3), 1728.0)

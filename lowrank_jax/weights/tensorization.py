@@ -115,7 +115,9 @@ class TensorizedWeight(FactorizedWeight):
         tensor = self.tensor(precision)
         *batch, d1, d2, d3 = tensor.shape
         inputs = d1 * d2 * d3 // self.outputs
-        kernel = jnp.swapaxes(tensor.reshape(*batch, self.outputs, inputs), -1, -2)
+        # By way of a vector: a mesh with explicit axes allows to merge axes and to split them.
+        matrix = tensor.reshape(*batch, -1).reshape(*batch, self.outputs, inputs)
+        kernel = jnp.swapaxes(matrix, -1, -2)
         return kernel.reshape(*batch, *(1,) * self.spatial_axes, inputs, self.outputs)
 
     @property
@@ -225,18 +227,22 @@ class TensorizedWeight(FactorizedWeight):
         names, leaves = zip(*planned.children(), strict=True)
         matrix = cls.matricize(kernel, **planned.axes)
         matrix = init.to_decompose(matrix, matrix.shape[-2:], key)
-        tensor = matrix.swapaxes(-1, -2).reshape(*matrix.shape[:-2], *planned.dims)
-        found = on_host(functools.partial(cls._decompose_each, rank), leaves, tensor)
+        decompose = functools.partial(cls._decompose_each, planned.dims, rank)
+        found = on_host(decompose, leaves, matrix)
         dtype = jax.dtypes.canonicalize_dtype(kernel.dtype)
         return planned.replace(
             **{name: jnp.asarray(leaf, dtype) for name, leaf in zip(names, found, strict=True)}
         )
 
     @classmethod
-    def _decompose_each(cls, rank: Ranks, tensors: np.ndarray) -> tuple[np.ndarray, ...]:
-        tensors = svd.working_precision(tensors)
-        batch = tensors.shape[:-3]
-        each = [cls.decompose(tensors[index], rank) for index in np.ndindex(*batch)]
+    def _decompose_each(
+        cls, dims: Dims, rank: Ranks, matrices: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """The leaves, with batch axes, for matrices ``(*batch, in, out)``."""
+        matrices = svd.working_precision(matrices)
+        batch = matrices.shape[:-2]
+        tensors = (matrices[index].T.reshape(dims) for index in np.ndindex(*batch))
+        each = [cls.decompose(tensor, rank) for tensor in tensors]
         return tuple(np.reshape(leaf, (*batch, *leaf[0].shape)) for leaf in zip(*each, strict=True))
 
     @staticmethod

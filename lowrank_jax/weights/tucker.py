@@ -52,8 +52,8 @@ class Tucker(TensorizedWeight):
       outputs: the size of the dense kernel's last axis.
       spatial_axes: how many axes of size one the dense kernel has before its last two: 2 or 0.
 
-    >>> cores = [np.ones(shape) for shape in ((1, 1, 4), (4, 2, 2), (2, 2, 1))]
-    >>> factors = [np.ones(shape) for shape in ((4, 1), (4, 2), (3, 2))]
+    >>> cores = [jnp.ones(shape) for shape in ((1, 1, 4), (4, 2, 2), (2, 2, 1))]
+    >>> factors = [jnp.ones(shape) for shape in ((4, 1), (4, 2), (3, 2))]
     >>> weight = Tucker(*cores, *factors, outputs=8, spatial_axes=2)
     >>> weight.shape, weight.rank, float(weight.squared_norm())
     ((1, 1, 6, 8), (1, 2, 2), 49152.0)

@@ -27,7 +27,9 @@ def network(name="resnet", kind=None, scale=0.25, seed=0):
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, False))
     params = shapes["params"]
     if kind is not None:
-        rules = [lrj.Rule(models.find(name).factorization("conv").pattern, lrj.RankScale(scale), kind)]
+        rules = [
+            lrj.Rule(models.find(name).factorization("conv").pattern, lrj.RankScale(scale), kind)
+        ]
         params = lrj.factorize(params, rules)
 
     def values(leaf):

@@ -33,7 +33,7 @@ def published_search(model, classes, ratio):
     kept = every - sum(rows * columns for rows, columns in factorized)
 
     def count(scale):
-        ranks = [max(int(round(scale * rows)), 1) for rows, _ in factorized]
+        ranks = [max(round(scale * rows), 1) for rows, _ in factorized]
         sides = (rows + columns for rows, columns in factorized)
         return kept + sum(rank * side for rank, side in zip(ranks, sides, strict=True))
 

@@ -58,7 +58,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ([f"{CIFAR}:decay=csr"], "decay='csr': expected one of none, plain, frobenius, crs"),
         ([f"{CIFAR}:data=cifar11"], "unknown data set 'cifar11' (did you mean 'cifar10'?)"),
         ([f"{CIFAR}:protocol=published,validation=0.1"], "validation=0.1 with protocol=published"),
-        ([f"{CIFAR}:rank_scale=0,variant=deep"], "only factorized convolutions have a factor in the middle"),
+        (
+            [f"{CIFAR}:rank_scale=0,variant=deep"],
+            "only factorized convolutions have a factor in the middle",
+        ),
         ([CIFAR, "--config.nokey=3"], "nokey"),
         ([CIFAR, "--config.model.nokey=3"], "nokey"),
         ([CIFAR, "--config.epochs=abc"], "--config.epochs=abc"),

@@ -42,7 +42,9 @@ def test_less_is_kept_for_the_backward_pass(precision: str) -> None:
     images = jax.ShapeDtypeStruct((8, 32, 32, 3), jnp.float32)
     kept = {}
     for remat in (False, True):
-        model = models.build({"name": "resnet", "depth": 20, "width": 1}, 10, precision=precision, remat=remat)
+        model = models.build(
+            {"name": "resnet", "depth": 20, "width": 1}, 10, precision=precision, remat=remat
+        )
 
         def backward(variables: Any, images: jax.Array, model: Any = model) -> Any:
             def logits(params: Any) -> Any:

@@ -109,13 +109,27 @@ def test_settings_stand_method_by_method_in_numerical_order(tmp_path):
     ]
 
 
-def test_a_run_from_a_trained_network_is_a_setting_of_its_own(tmp_path):
+def test_runs_from_trained_networks_are_a_setting_of_their_own(tmp_path):
     write_run(tmp_path / "scratch", "rank_scale=0.5", 0.5)
-    write_run(tmp_path / "compressed", "rank_scale=0,energy=0.9,start=runs/dense", 0.5)
-    assert [setting.label for setting in settings_of(tmp_path)] == [
-        "SI + FD, start=none, rank scale 0.5",
-        "SI + FD, start=runs/dense, energy 0.9",
-    ]
+    for seed, before, after in ((1, 0.9, 0.7), (2, 0.91, 0.72)):
+        start = f"runs/dense-seed{seed}"  # Each seed has a trained network of its own.
+        folder = tmp_path / f"compressed{seed}"
+        write_run(folder, f"rank_scale=0,energy=0.9,start={start},seed={seed}", 0.85)
+        result = json.loads((folder / "result.json").read_text())
+        factorized = {"accuracy": after, "loss": 1.0}
+        result["start"] = {
+            "run": start, "accuracy": before, "loss": 1.0, "factorized": factorized,
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(result))
+    settings = {setting.label: len(setting.runs) for setting in settings_of(tmp_path)}
+    assert settings == {
+        "SI + FD, start=dense, energy 0.9": 2,
+        "SI + FD, start=none, rank scale 0.5": 1,
+    }
+    text = report.report([str(tmp_path)], tmp_path / "out")
+    assert "| compressed2 | runs/dense-seed2 | 91.00 | 72.00 | 85.00 |" in text.splitlines()
+    assert not any(line.startswith("| scratch | ") and line.count("|") == 6
+                   for line in text.splitlines())  # fmt: skip
 
 
 def test_the_report_states_the_numbers(runs, tmp_path):

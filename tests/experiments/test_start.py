@@ -21,7 +21,7 @@ from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # 
 
 import lowrank_jax as lrj
 from configs import compress_trained
-from experiments import arguments, evaluate, models, result, tasks
+from experiments import arguments, describe, evaluate, models, result, tasks
 from experiments import start as starts
 from experiments import state as states
 from experiments.errors import RunError
@@ -116,7 +116,7 @@ def test_energy_cuts_the_spectrum_of_the_trained_kernel(
     shares = np.cumsum(values**2) / np.sum(values**2)
     for energy in (0.5, 0.8, 0.95):
         config = arguments.settle(compressed(chain.dense, f"energy={energy}"))
-        (row,) = states.resolve(config, start.params).rows
+        (row,) = describe.describe(config).table.rows
         assert row.rank == 1 + int(np.sum(shares < energy)) < 12
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from numpy_layers import convolve, norm, dense_variables, relu
+from numpy_layers import convolve, dense_variables, norm, relu
 
 from experiments import models
 from experiments.errors import RunError
