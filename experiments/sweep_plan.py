@@ -8,7 +8,7 @@ folder of a sweep there is, for each run:
     NAME.log              what the run printed, one attempt after the other
     NAME.failure.json     why the last attempt failed, if it did
 
-where NAME is made of the config's name and the arguments.
+where NAME is made of the config's name and the arguments in which the runs differ.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
     """
     runs, experiments = [], []
     listed = _listed(path)
+    shared = set.intersection(*(set(given.items()) for _, given in listed))
     for number, (file, given) in enumerate(listed, start=1):
         argument = ",".join(f"{key}={value}" for key, value in given.items())
         config = f"{file}:{argument}" if argument else file
@@ -127,7 +128,10 @@ def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
         except RunError as error:
             place = f"{path}, run {number} of {len(listed)}, {config}"
             raise RunError(f"{place}: {error}".rstrip()) from error
-        folder = out / default_workdir(settled, argument).name
+        own = ",".join(
+            f"{key}={value}" for key, value in given.items() if (key, value) not in shared
+        )
+        folder = out / default_workdir(settled, own).name
         runs.append(SweepRun(config, folder))
         whole = arguments.complete(settled)
         experiments.append(

@@ -27,12 +27,14 @@ def test_grids_are_products_of_their_dimensions():
         grid.grid(ratio=0.1, network=[{"ratio": 0}])
 
 
-def test_runs_are_named_by_their_arguments(tmp_path):
+def test_runs_are_named_by_the_arguments_that_differ(tmp_path):
     path = sweep_file(
-        tmp_path, {"weight_decay": 5e-6, "data.name": "digits", "seed": 2}, {"flip": False}
+        tmp_path,
+        {"weight_decay": 5e-6, "data.name": "digits", "seed": 2, "depth": 20},
+        {"flip": False, "depth": 20},
     )
     first, second = plan_sweep(path, tmp_path / "out")
-    assert first.config == f"{CONFIG}:weight_decay=5e-06,data.name=digits,seed=2"
+    assert first.config == f"{CONFIG}:weight_decay=5e-06,data.name=digits,seed=2,depth=20"
     assert first.folder == tmp_path / "out" / "cifar_resnet-weight_decay5e-06-data.namedigits-seed2"
     assert second.name == "cifar_resnet-flipFalse-seed1"
     assert not (tmp_path / "out").exists()
