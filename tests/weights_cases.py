@@ -194,18 +194,11 @@ def _cases() -> list[Case]:
 
 def _tensor_cases() -> list[Case]:
     conv, flat = (("outputs", 8), ("spatial_axes", 2)), (("outputs", 5), ("spatial_axes", 0))
-    train = [
-        Case("train", TensorTrain, (1, 1, 6, 8), 0, conv, (3, 2), dims=(4, 4, 3)),
-        Case("train_matrix", TensorTrain, (6, 5), 0, flat, (2, 1), dims=(3, 5, 2)),
-        Case("train_batch2", TensorTrain, (2, 2, 1, 1, 1, 8), 2, conv, (2, 2), dims=(2, 2, 2)),
-    ]
-    tucker = [
-        Case("tucker", Tucker, (1, 1, 6, 8), 0, conv, (3, 2, 2), dims=(4, 4, 3)),
-        Case("tucker_batch", Tucker, (2, 6, 5), 1, flat, (2, 3, 1), dims=(3, 5, 2)),
-    ]
     return [
-        *(dataclasses.replace(case, depth=3) for case in train),
-        *(dataclasses.replace(case, depth=6) for case in tucker),
+        Case("train", TensorTrain, (1, 1, 6, 8), 0, conv, (3, 2), 3, (4, 4, 3)),
+        Case("train_batch2", TensorTrain, (2, 1, 6, 5), 2, flat, (2, 1), 3, (3, 5, 2)),
+        Case("tucker", Tucker, (6, 5), 0, flat, (2, 3, 1), 6, (3, 5, 2)),
+        Case("tucker_batch", Tucker, (2, 1, 1, 6, 8), 1, conv, (3, 2, 2), 6, (4, 4, 3)),
     ]
 
 
