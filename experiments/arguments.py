@@ -65,6 +65,9 @@ OPERATIONAL = (
 # The keys of which one says how large the network becomes; all at 0 keep it dense.
 SIZES = ("rank_scale", "ratio", "energy")
 
+# The keys that change nothing where there are no factors.
+FACTOR_KEYS = ("init", "variant", "overcomplete", "decay")
+
 # Keys that came later, with the values that mean what was done before: a config.json that does not
 # have them is read as if it did.
 ADDED_LATER: dict[str, Any] = {
@@ -137,6 +140,22 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
 def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """A whole config flattened, with the keys that there were not yet when it was written."""
     return ADDED_LATER | flatten(config)
+
+
+def has_factors(flat: Mapping[str, Any]) -> bool:
+    """Whether kernels are stored as factors, by a flattened config."""
+    return flat["method"] == "factorize" and any(flat[key] for key in SIZES)
+
+
+def experiment(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The keys with their values that decide what is computed, flattened and in order.
+
+    Two runs for which they are the same are the same experiment: keys that say how a run is carried
+    out are left out, and those of factors where there are none.
+    """
+    flat = complete(config)
+    idle = {*OPERATIONAL} | (set() if has_factors(flat) else {*FACTOR_KEYS})
+    return {key: flat[key] for key in sorted(flat.keys() - idle)}
 
 
 def differences(
@@ -260,11 +279,18 @@ def _settle_size(config: ConfigDict) -> None:
             f"{given}: singular values are worth something in a trained network only; name one "
             "by start=RUN"
         )
-    if config.ratio and config.kind != "conv":
-        raise RunError(f"{given} with kind={config.kind}: its ranks come from a rank_scale")
+    if config.method == "prune" and config.kind != "conv":
+        raise RunError(f"method=prune with kind={config.kind}: what is pruned is convolutions")
     if config.method == "prune" and not config.ratio:
         raise RunError(f"method=prune with {given or 'ratio=0'}: give the ratio to prune to")
+    if sizes and not config.rank_scale and config.kind != "conv":
+        raise RunError(f"{given} with kind={config.kind}: its ranks come from a rank_scale")
     factorized = sizes and config.method == "factorize"
+    if config.start and factorized and not config.init.startswith("spectral"):
+        raise RunError(
+            f"init={config.init} with start={config.start}: the trained kernels would be thrown "
+            "away; init=spectral keeps the best of them"
+        )
     if config.variant != "flat" and (not factorized or config.kind != "conv"):
         raise RunError(
             f"variant={config.variant} with {given or 'rank_scale=0'}, method={config.method}, "

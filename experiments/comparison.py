@@ -38,9 +38,14 @@ class Section(NamedTuple):
     model: tuple[tuple[str, Any], ...]  # the keys and values of the config's `model`, by key
 
     @property
+    def network(self) -> str:
+        """E.g. 'VGG-19, width 0.25'."""
+        return setting_names.network_name(dict(self.model))
+
+    @property
     def title(self) -> str:
-        """E.g. 'ResNet-32, width 0.25 on fashion_small'."""
-        return f"{setting_names.network_name(dict(self.model))} on {self.data}"
+        """E.g. 'VGG-19, width 0.25 on fashion_small'."""
+        return f"{self.network} on {self.data}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,8 @@ class Setting:
 
     @property
     def dense(self) -> bool:
-        return self.size is None
+        """Whether it is the ordinary dense network, which ratios are relative to."""
+        return self.size is None and self.runs[0].config["kind"] == "conv"
 
     @property
     def pruned(self) -> bool:
@@ -145,13 +151,10 @@ def load_run(folder: Path) -> Run:
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind):
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
-    hidden = {"seed", *arguments.OPERATIONAL}
-    flat = arguments.complete(content["config"])
-    if not setting_names.has_factors(flat):
-        hidden |= {*setting_names.FACTOR_KEYS}
-    config = {key: flat[key] for key in sorted(flat.keys() - hidden)}
-    # Each seed starts from a run of its own, whose folder differs by the seed alone.
-    config["start"] = re.sub(r"-?seed=?\d+", "", Path(flat["start"]).name)
+    config = arguments.experiment(content["config"])
+    del config["seed"]
+    # Each seed starts from a run of its own, whose path differs by the seed alone.
+    config["start"] = re.sub(r"-?seed=?\d+", "", config["start"])
     return Run(folder, content, config)
 
 
@@ -214,8 +217,8 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     keys = {key for config in configs for key in config if not key.startswith(_MODEL)} - told
 
     def differs(key: str) -> bool:
-        factors_alone = key in setting_names.FACTOR_KEYS
-        concerned = [c for c in configs if setting_names.has_factors(c) or not factors_alone]
+        factors_alone = key in arguments.FACTOR_KEYS
+        concerned = [c for c in configs if arguments.has_factors(c) or not factors_alone]
         return len({c.get(key) for c in concerned}) > 1
 
     differing = [key for key in sorted(keys) if differs(key)]

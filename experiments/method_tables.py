@@ -1,6 +1,7 @@
-"""The table of a report's section that papers print: methods down, sizes across, accuracies in it.
+"""The table of a report's section that papers print: methods down, sizes across, accuracies in it;
+the network in its corner.
 
-    | method      | dense            | ratio 0.1        | ratio 0.05       |
+    | VGG-19      | dense            | ratio 0.1        | ratio 0.05       |
     |-------------|-----------------:|-----------------:|-----------------:|
     | dense       | 91.20 ± 0.11 (3) |                – |                – |
     | SI + FD     |                – | 90.35 ± 0.20 (3) | 88.92 ± 0.31 (3) |
@@ -29,7 +30,8 @@ def method_table(settings: Sequence[Setting]) -> str:
     sizes = sorted({setting.size for setting in settings}, key=_size_place)
     cells = {(setting.method, setting.size): setting for setting in settings}
     heads = [setting_names.size_name(size) if size else "dense" for size in sizes]
-    rows = [f"| method | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
+    network = settings[0].runs[0].section.network
+    rows = [f"| {network} | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
     for method in methods:
         found = [cells.get((method, size)) for size in sizes]
         rows.append(

@@ -77,7 +77,7 @@ def report(
         curve_split = _curve_split(section.split, records)
         parts.append(_heading(section, settings))
         parts.append(method_table(settings))
-        parts.append(_cost_table(settings, section.split))
+        parts.append(_cost_table(settings, section))
         parts.append(_comparisons(settings, _choose(settings, baseline)))
         parts += _plots(section, settings, records, curve_split, Path(out), suffix)
         parts.append(time_table(settings, records, curve_split, target))
@@ -112,21 +112,35 @@ def _heading(section: Section, settings: Sequence[Setting]) -> str:
     return (
         f"## {section.title}, {section.split} accuracy\n\n"
         f"Model `{name}`, {model}; {' or '.join(f'{count:,}' for count in dense)} parameters when "
-        f"dense. Data fingerprint `{section.fingerprint[:16]}`.\n"
+        f"dense. {_lengths(settings)} Data fingerprint `{section.fingerprint[:16]}`. Sizes are "
+        "what was asked for; the parameters are what came of it.\n"
     )
 
 
-def _cost_table(settings: Sequence[Setting], split: str) -> str:
+def _lengths(settings: Sequence[Setting]) -> str:
+    """How long was trained; several lengths are all named."""
+    configs = [(run.config, run.result["steps"]) for s in settings for run in s.runs]
+    lengths = {
+        f"{config['epochs']} epochs of batches of {config['batch_size']} ({steps:,} steps), "
+        f"protocol {config['protocol']}"
+        for config, steps in configs
+    }
+    return f"Training: {'; or '.join(sorted(lengths))}."
+
+
+def _cost_table(settings: Sequence[Setting], section: Section) -> str:
+    split = section.split
     rows = [
-        f"| setting | parameters | ratio | multiply-adds | seeds | {split} accuracy, mean (%) "
-        "| standard deviation | min – max | wall time (min) |",
+        f"| {section.network} | parameters | ratio | multiply-adds | seeds "
+        f"| {split} accuracy, mean (%) | standard deviation | min – max | wall time (min) |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in settings:
         percent = 100 * setting.accuracies
         deviation = f"{percent.std(ddof=1):.2f}" if len(percent) > 1 else "–"
         rows.append(
-            f"| {setting.label} | {setting.parameters:,} | {setting.mean('ratio'):.4f} "
+            f"| {setting.label} | {setting.parameters:,}{' nonzero' if setting.pruned else ''} "
+            f"| {setting.mean('ratio'):.4f} "
             f"| {setting.mean('multiply_adds') / 1e6:.2f} M | {len(percent)} "
             f"| {percent.mean():.2f} | {deviation} | {percent.min():.2f} – {percent.max():.2f} "
             f"| {setting.mean('wall_time_s') / 60:.1f} |"
@@ -142,7 +156,8 @@ def _comparisons(settings: Sequence[Setting], baseline: Setting) -> str:
     rows = [
         f"Differences from **{baseline.label}** in percentage points, paired by seed, with 95 % t "
         "intervals (each on its own, not corrected for their number):\n",
-        "| setting | seeds in common | mean difference | 95 % interval | reading |",
+        f"| {baseline.runs[0].section.network} | seeds in common | mean difference "
+        "| 95 % interval | reading |",
         "|---|--:|--:|--:|---|",
     ]
     for setting in settings:
@@ -243,7 +258,8 @@ def _starts(settings: Sequence[Setting], split: str) -> str:
 
 
 def _runs(settings: Sequence[Setting]) -> str:
-    rows = ["| run | setting | seed | final accuracy (%) |", "|---|---|--:|--:|"]
+    network = settings[0].runs[0].section.network
+    rows = [f"| run | {network} | seed | final accuracy (%) |", "|---|---|--:|--:|"]
     rows += [
         f"| {run.folder.resolve().name} | {setting.label} | {run.seed} | {100 * run.accuracy:.2f} |"
         for setting in settings

@@ -13,23 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from experiments.arguments import SIZES
+from experiments import arguments
 
 Config = Mapping[str, Any]
 Size = tuple[str, float]
-"""How large a network was asked to become: a key of `SIZES` and its value."""
+"""How large a network was asked to become: a key of `arguments.SIZES` and its value."""
 
 METHOD_KEYS = ("method", "kind", "variant", "init", "decay")
 """The keys that the name of a method tells about."""
 
-FACTOR_KEYS = ("init", "variant", "overcomplete", "decay")
-"""The keys that change nothing where there are no factors."""
-
 _NETWORKS = {
     "resnet": "ResNet-{depth}",
-    "projection_resnet": "ResNet-{depth}",
+    "projection_resnet": "ResNet-{depth} (64/128/256)",
     "vgg": "VGG-{depth}",
-    "wide_resnet": "WRN-{depth}-10",
 }
 # In the order of the tables; what comes first is the usual way and has no word of its own.
 _KINDS = {"conv": "", "tensor_train": "tensor train", "tucker": "Tucker"}
@@ -60,15 +56,16 @@ def network_name(config: Config) -> str:
       >>> network_name({"model.name": "vgg", "model.depth": 19, "model.width": 0.25})
       'VGG-19, width 0.25'
     """
-    model = config["model.name"]
+    model, width = config["model.name"], config.get("model.width", 1)
+    if model == "wide_resnet":
+        return f"WRN-{config['model.depth']}-{10 * width:g}"
     name = _NETWORKS.get(model, model + " of depth {depth}").format(depth=config.get("model.depth"))
-    width = config.get("model.width", 1)
     return name if width == 1 else f"{name}, width {width:g}"
 
 
 def size(config: Config) -> Size | None:
     """How large the network was asked to become; None for a dense one."""
-    return next(((key, config[key]) for key in SIZES if config.get(key)), None)
+    return next(((key, config[key]) for key in arguments.SIZES if config.get(key)), None)
 
 
 def size_name(asked: Size) -> str:
@@ -78,17 +75,12 @@ def size_name(asked: Size) -> str:
       >>> size_name(("rank_scale", 0.111))
       'rank scale 0.111'
     """
-    return f"{asked[0].replace('_', ' ')} {asked[1]:g}"
+    return f"{asked[0].replace('_', ' ')} {as_written(asked[1])}"
 
 
 def pruned(config: Config) -> bool:
     """Whether entries of the kernels were set to zero."""
     return config["method"] == "prune"
-
-
-def has_factors(config: Config) -> bool:
-    """Whether kernels were stored as factors."""
-    return size(config) is not None and not pruned(config)
 
 
 def method_name(config: Config) -> str:
@@ -100,7 +92,7 @@ def method_name(config: Config) -> str:
       'SI + FD'
     """
     kind = _KINDS.get(config["kind"], config["kind"])
-    if not has_factors(config):
+    if not arguments.has_factors(config):
         return ", ".join(filter(None, [kind, "pruning" if pruned(config) else "dense"]))
     variant = _VARIANTS.get(config["variant"], config["variant"])
     init = _INITS.get(config["init"], config["init"])
@@ -131,4 +123,4 @@ def explanations(methods: Iterable[str]) -> list[str]:
 
 def as_written(value: Any) -> str:
     """A value of a config as it is written; 1.0 and 1 are the same, and '' is none."""
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    return f"{value:.12g}" if isinstance(value, float) else str(value) or "none"

@@ -94,17 +94,20 @@ class Plan:
 
     @property
     def missed_ratio(self) -> str | None:
-        """A line to print where the ratio that was asked for is missed by more than a tenth."""
-        asked = self.config.ratio
-        if not asked or abs(self.ratio - asked) <= _RATIO_TOLERANCE * asked:
-            return None
-        return (
-            f"asked for ratio {asked:g}, got {self.ratio:.4f}: ranks are whole numbers, at least 1"
-        )
+        """See the function of this name."""
+        return missed_ratio(self.config, self.ratio)
 
     def in_layout(self, function: Function) -> Function:
         """The function, computed in the layout of the run; not to be differentiated."""
         return lrj.batch_minor(function) if self.batch_minor else function
+
+
+def missed_ratio(config: ConfigDict, reached: float) -> str | None:
+    """A line to print where the ratio that was asked for is missed by more than a tenth."""
+    asked = config.ratio
+    if not asked or abs(reached - asked) <= _RATIO_TOLERANCE * asked:
+        return None
+    return f"asked for ratio {asked:g}, got {reached:.4f}: ranks are whole numbers, at least 1"
 
 
 def plan(

@@ -13,9 +13,10 @@ goes to a log beside its folder. Any number of these commands may work on the sa
 as long as they share a file system with locks.
 
 SIGINT (Ctrl-C) and SIGTERM stop the run in progress, which saves a checkpoint first, and the sweep;
-a second one kills it. Exit codes: 0 all runs of the shard were finished, or are being done
-elsewhere; 1 some failed; 2 a mistake in what was asked for, or no place to write; 130, 143 stopped
-by SIGINT, SIGTERM.
+a second one kills it. So does SIGHUP, which comes when a terminal is closed. Exit codes: 0 all runs
+of the shard were finished, or are being done elsewhere; 1 some failed or were stopped by someone
+else; 2 a mistake in what was asked for, or no place to write; 129, 130, 143 stopped by SIGHUP,
+SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+
+import jax
 
 from experiments import files
 from experiments.command_line import MISTAKE, exit_code
@@ -64,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         nonlocal code
+        # This process computes nothing; an accelerator's memory is for the runs.
+        jax.config.update("jax_platforms", "cpu")
         path = find_sweep(options.sweep)
         out = options.out or Path("runs/sweeps") / path.stem
         index, count = options.shard
@@ -83,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def overview(runs: Sequence[SweepRun]) -> str:
     """One line for each run with its state, and how many there are of each."""
     return "\n".join(
-        [*(f"{run.state:8}  {run.name}" for run in runs), _counted([run.state for run in runs])]
+        [
+            *(f"{run.state:8}  {run.name}{_remarked(run)}" for run in runs),
+            _counted([run.state for run in runs]),
+        ]
     )
 
 
@@ -95,6 +103,7 @@ def carry_out(runs: Sequence[SweepRun]) -> int:
     """
     print(_counted([run.state for run in runs]), flush=True)
     outcomes: dict[SweepRun, Outcome] = {}
+    failures: list[str] = []
     seconds: list[float] = []
     with Interruptions() as interruptions:
         for number, run in enumerate(runs, start=1):
@@ -102,7 +111,7 @@ def carry_out(runs: Sequence[SweepRun]) -> int:
                 outcomes[run] = "finished"
                 _forget_failure(run)
                 continue
-            print(f"[{number} of {len(runs)}] {run.name}  ", end="", flush=True)
+            print(f"[{number} of {len(runs)}] {run.name}{_remarked(run)}  ", end="", flush=True)
             started = time.monotonic()
             try:
                 outcomes[run] = attempt(run, interruptions)
@@ -111,21 +120,22 @@ def carry_out(runs: Sequence[SweepRun]) -> int:
                 raise
             if outcomes[run] == "finished":
                 seconds.append(time.monotonic() - started)
+            if outcomes[run] == "failed":
+                failures.append(f"failed: {run.name}: {_message(run)}; see {run.log}")
             left = sum(not later.finished for later in runs[number:])
             print(_line(run, outcomes[run], seconds, left), flush=True)
             if interruptions.received is not None:
                 print("stopped; the same command continues")
                 return 128 + interruptions.received
     print(_counted(list(outcomes.values())))
-    for run, outcome in outcomes.items():
-        if outcome == "failed":
-            print(f"failed: {run.name}: {_message(run)}; see {run.log}")
-    return 1 if "failed" in outcomes.values() else 0
+    for failure in failures:
+        print(failure)
+    return 1 if {"failed", "stopped"} & set(outcomes.values()) else 0
 
 
 class Interruptions:
-    """While entered, SIGINT and SIGTERM are noted and passed on to the run in progress as SIGTERM,
-    upon which it saves a checkpoint and ends; a second signal kills it.
+    """While entered, SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted and passed on to the
+    run in progress as SIGTERM, upon which it saves a checkpoint and ends; a second signal kills it.
 
     Attributes:
       received: the first signal that arrived, or None.
@@ -146,7 +156,8 @@ class Interruptions:
 
     def __enter__(self) -> Interruptions:
         self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
         return self
 
@@ -156,6 +167,9 @@ class Interruptions:
 
     def _note(self, number: int, _: object) -> None:
         again = self.received is not None
+        # A closed terminal takes no words.
+        with contextlib.suppress(OSError):
+            print("killing the run" if again else "stopping the run (again: kill it)", flush=True)
         self.received = self.received or number
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
@@ -175,6 +189,7 @@ def attempt(run: SweepRun, interruptions: Interruptions) -> Outcome:
             return "busy"
         if run.finished:  # By another process, since the sweep began.
             return "finished"
+        _forget_failure(run)
         with files.writing(run.log):
             log.write(f"$ {run.command_line}\n".encode())
             log.flush()
@@ -189,7 +204,6 @@ def attempt(run: SweepRun, interruptions: Interruptions) -> Outcome:
         )
         code = interruptions.wait(process)
         if run.finished:
-            _forget_failure(run)
             return "finished"
         if interruptions.received is not None or code in (0, -signal.SIGTERM):
             return "stopped"
@@ -217,7 +231,7 @@ def _in_use(folder: Path) -> bool:
 def _note_failure(run: SweepRun, code: int, start: int) -> None:
     """Writes why an attempt failed: its output begins at byte `start` of the log."""
     output = run.log.read_bytes()[start:].decode(errors="replace").splitlines()
-    lines = [line.strip() for line in output if line.strip()]
+    lines = [line.strip() for line in output if line.strip() and not _is_notice(line)]
     if code < 0:
         message = f"killed by signal {-code} ({signal.strsignal(-code)})"
         if -code == signal.SIGKILL:
@@ -233,6 +247,11 @@ def _note_failure(run: SweepRun, code: int, start: int) -> None:
             "output": output[-_LINES_OF_OUTPUT:],
         },
     )
+
+
+def _is_notice(line: str) -> bool:
+    """Whether a line is from the notice that JAX puts below its tracebacks."""
+    return line.startswith(("For simplicity, JAX has removed", "-------"))
 
 
 def _forget_failure(run: SweepRun) -> None:
@@ -255,6 +274,10 @@ def _line(run: SweepRun, outcome: Outcome, seconds: Sequence[float], left: int) 
     accuracy = files.read_json(run.folder / RESULT)["final"]["accuracy"]
     rest = f", about {duration(left * sum(seconds) / len(seconds))} left" if left else ""
     return f"accuracy {accuracy:.2%}, {seconds[-1] / 60:.1f} min{rest}"
+
+
+def _remarked(run: SweepRun) -> str:
+    return f" ({run.remark})" if run.remark else ""
 
 
 def _counted(states: Sequence[str]) -> str:

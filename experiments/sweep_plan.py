@@ -8,7 +8,8 @@ folder of a sweep there is, for each run:
     NAME.log              what the run printed, one attempt after the other
     NAME.failure.json     why the last attempt failed, if it did
 
-where NAME is made of the config's name and the arguments in which the runs differ.
+where NAME is made of the config's name and the run's own arguments. Arguments that all runs share
+may stand behind the config file instead, as on a command line, and are no part of names.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import arguments
+import lowrank_jax as lrj
+from experiments import arguments, files, recipe
+from experiments import state as states
 from experiments.command_line import read_config
 from experiments.data import image_set
 from experiments.errors import RunError
@@ -33,6 +37,9 @@ from experiments.main import default_workdir
 from experiments.result import FILE_NAME as RESULT
 from experiments.run_folder import CONFIG
 from experiments.tasks.classification import Network
+
+# What the parameters that are left depend on, besides the model.
+_SIZING = ("data.name", "kind", "method", "variant", "start", *arguments.SIZES)
 
 SWEEPS = Path("configs/sweeps")
 """Where a sweep that is given by its name alone is looked for."""
@@ -47,10 +54,12 @@ class SweepRun:
     Attributes:
       config: the config file and its arguments, as `--config` takes them.
       folder: the run folder.
+      remark: what is to be told before it is carried out, if anything.
     """
 
     config: str
     folder: Path
+    remark: str | None = None
 
     @property
     def name(self) -> str:
@@ -107,36 +116,38 @@ def find_sweep(sweep: str) -> Path:
 def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
     """The runs of a sweep, in its order.
 
-    Every config is made and checked, model and data set are looked up, so that a mistake in the
-    last run is found before the first one starts.
+    Every config is made and checked, model and data set are looked up, ratios are searched for, so
+    that a mistake in the last run is found before the first one starts.
 
     Args:
       path: the file of the sweep.
       out: the folder that the run folders are to be in; nothing is written.
 
     Raises:
-      RunError: the file is not a sweep, a config is wrong, or two runs are the same experiment.
+      RunError: the file is not a sweep, a config is wrong, two runs are the same experiment, or the
+        folder of a run holds another one.
     """
     runs, experiments = [], []
+    remarks: dict[tuple, str | None] = {}
     listed = _listed(path)
-    shared = set.intersection(*(set(given.items()) for _, given in listed))
     for number, (file, given) in enumerate(listed, start=1):
-        argument = ",".join(f"{key}={value}" for key, value in given.items())
-        config = f"{file}:{argument}" if argument else file
+        own = ",".join(f"{key}={value}" for key, value in given.items())
+        name, _, shared = file.partition(":")
+        argument = ",".join(filter(None, [shared, own]))
+        config = f"{name}:{argument}" if argument else name
         try:
             settled = _settled(config)
+            size = tuple((key, value) for key, value in arguments.flatten(settled).items()
+                         if key in _SIZING or key.startswith("model."))  # fmt: skip
+            if size not in remarks:
+                remarks[size] = _remark(settled)
         except RunError as error:
             place = f"{path}, run {number} of {len(listed)}, {config}"
             raise RunError(f"{place}: {error}".rstrip()) from error
-        own = ",".join(
-            f"{key}={value}" for key, value in given.items() if (key, value) not in shared
-        )
         folder = out / default_workdir(settled, own).name
-        runs.append(SweepRun(config, folder))
-        whole = arguments.complete(settled)
-        experiments.append(
-            frozenset((key, whole[key]) for key in whole.keys() - {*arguments.OPERATIONAL})
-        )
+        _refuse_another(folder, settled)
+        runs.append(SweepRun(config, folder, remarks[size]))
+        experiments.append(tuple(arguments.experiment(settled).items()))
     _refuse_twice(path, runs, experiments, "are the same experiment")
     _refuse_twice(path, runs, [run.name for run in runs], "have the same folder name")
     return runs
@@ -161,11 +172,46 @@ def _listed(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         raise RunError(f"{path}: get_sweep() returned {found}; {expected}")
     for number, run in enumerate(listed, start=1):
         match run:
-            case (str(), Mapping()):
-                pass
+            case (str(), Mapping() as given):
+                for key, value in given.items():
+                    if not isinstance(value, str | int | float):
+                        raise RunError(
+                            f"{path}: run {number} of get_sweep(): {key}={value!r}: expected a "
+                            "number, True, False or text"
+                        )
             case _:
                 raise RunError(f"{path}: run {number} of get_sweep() is {run!r}; {expected}")
     return listed
+
+
+def _remark(settled: ConfigDict) -> str | None:
+    """What is to be said of the size that a config asks for.
+
+    Raises:
+      RunError: it cannot be reached.
+    """
+    if not settled.ratio or settled.start:
+        return None
+    entry = image_set(settled.data.name)
+    network = Network.of(settled, entry.num_classes, entry.image_size)
+    dense = jax.eval_shape(network.init, jax.random.key(0))["params"]
+    params = lrj.factorize(dense, states.resolve(settled, dense))
+    jax.eval_shape(recipe.optimizer(settled, 1, 1.0).init, params)  # Pruning has a say as well.
+    reached = recipe.parameters_left(settled, params) / lrj.describe(dense).parameters
+    return states.missed_ratio(settled, reached)
+
+
+def _refuse_another(folder: Path, settled: ConfigDict) -> None:
+    """Raises RunError where a run folder holds a run of another config."""
+    if not (folder / CONFIG).exists():
+        return
+    found = arguments.differences(files.read_json(folder / CONFIG), settled)
+    if found:
+        key, (there, here) = next(iter(found.items()))
+        raise RunError(
+            f"{folder} holds another run: {key} is {there!r} there and {here!r} in the sweep; give "
+            "another --out, or remove the folder"
+        )
 
 
 def _settled(config: str) -> ConfigDict:

@@ -58,6 +58,10 @@ def first_reached(
     return None
 
 
+def _measured(lines: Sequence[Mapping[str, Any]], split: str) -> bool:
+    return any(f"{split}_accuracy" in line for line in lines)
+
+
 def dense_target(settings: Sequence[Setting], records: Records, split: str) -> float | None:
     """The default target, a fraction; None where there is no dense network to take it from."""
     last: list[float] = []
@@ -86,11 +90,14 @@ def time_table(
         f"Until {100 * target:.2f} % {split} accuracy{origin} was first measured; means over the "
         "runs that reached it. Accuracy is measured once an epoch. Minutes: the share of the steps "
         "times the wall time without compilation.\n",
-        "| setting | parameters | runs that reached it | epochs | steps | examples | minutes |",
+        f"| {settings[0].runs[0].section.network} | parameters | runs that reached it | epochs "
+        "| steps | examples | minutes |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in settings:
-        runs = [run for run in setting.runs if run.folder in records]
+        if setting.runs[0].config["start"]:
+            continue  # Its network was trained before its first step.
+        runs = [run for run in setting.runs if _measured(records.get(run.folder, []), split)]
         found = [first_reached(run, records[run.folder], split, target) for run in runs]
         reached = [moment for moment in found if moment is not None]
         cells = ["–"] * 4

@@ -21,6 +21,8 @@ DATA = ["cifar10", "cifar100"]
 DECAY = ["plain", "frobenius"]
 INIT = ["regular", "spectral"]
 
+# As published: ranks beyond a kernel's own never train.
+PUBLISHED = "configs/cifar_resnet.py:protocol=published,overcomplete=zero"
 DENSE = grid(data=DATA, depth=[20, 32, 44, 56, 110], rank_scale=0)
 SIZES = (
     grid(rank_scale=[0.037, 0.111, 0.333], init=INIT)
@@ -38,10 +40,5 @@ NORMS = grid(network=SMALL, init=INIT, decay=["none", "frobenius"])
 
 def get_sweep() -> list[tuple[str, Arguments]]:
     """3 seeds x (10 dense + 144 factorized + 12 coefficients + 4 of the triples) = 3 x 170 runs."""
-    runs = grid(
-        protocol="published",
-        overcomplete="zero",  # As published: ranks beyond a kernel's own never train.
-        seed=[1, 2, 3],
-        setting=DENSE + FACTORIZED + COEFFICIENTS + NORMS,
-    )
-    return [("configs/cifar_resnet.py", arguments) for arguments in runs]
+    runs = grid(seed=[1, 2, 3], setting=DENSE + FACTORIZED + COEFFICIENTS + NORMS)
+    return [(PUBLISHED, arguments) for arguments in runs]

@@ -27,5 +27,5 @@ def get_sweep() -> list[tuple[str, Arguments]]:
         + grid(data="tiny_imagenet", model="resnet32", network=easier)
         + grid(data="tiny_imagenet", model="vgg19", network=usual)
     )
-    runs = grid(protocol="published", seed=[1, 2, 3], setting=settings)
-    return [("configs/compression.py", arguments) for arguments in runs]
+    runs = grid(seed=[1, 2, 3], setting=settings)
+    return [("configs/compression.py:protocol=published", arguments) for arguments in runs]

@@ -26,5 +26,5 @@ SIZES = (
 def get_sweep() -> list[tuple[str, Arguments]]:
     """3 seeds x (1 dense + 6 sizes x 6 methods) = 3 x 37 runs."""
     settings = [{"kind": "conv", "ratio": 0}] + grid(size=SIZES, method=METHODS)
-    runs = grid(protocol="published", seed=[1, 2, 3], setting=settings)
-    return [("configs/tensor.py", arguments) for arguments in runs]
+    runs = grid(seed=[1, 2, 3], setting=settings)
+    return [("configs/tensor.py:protocol=published", arguments) for arguments in runs]
