@@ -34,7 +34,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1.0})
 
     # How the network gets small. factorize: its kernels are stored as factors. prune: the smallest
-    # entries of the same kernels are set to zero during training (needs a ratio).
+    # entries of the same kernels are set to zero during training (needs a ratio; there are no
+    # factors, so that init and decay mean what they do for a dense network).
     config.method = "factorize"
     # How large it becomes, one of three; all at 0 keep it dense.
     # rank_scale: below 1 is low rank, 1 full rank, above 1 wide.

@@ -142,8 +142,8 @@ def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     return ADDED_LATER | flatten(config)
 
 
-def has_factors(flat: Mapping[str, Any]) -> bool:
-    """Whether kernels are stored as factors, by a flattened config."""
+def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether kernels are stored as factors, by a config."""
     return flat["method"] == "factorize" and any(flat[key] for key in SIZES)
 
 
@@ -186,7 +186,8 @@ def apply(
     ('depth'), or a group, which stands for its name ('data' for 'data.name'). The default of a key
     fixes its type. Presets are named refinements: one of its own ('runlocal', 'runlocal=True') or
     one of several ('model=vgg19'). They come before the other arguments, in their own order,
-    wherever they stand, so that an explicit argument always wins.
+    wherever they stand, so that an explicit argument always wins. One of `SIZES` takes the place of
+    whichever the config has.
 
     Raises:
       RunError: for an unknown or ambiguous name, a name given twice, or a value of the wrong type.
@@ -229,6 +230,9 @@ def apply(
             preset[value](config)
         elif _parse(name, value, bool):
             preset(config)
+    if len([key for key in values if key in SIZES]) == 1:
+        # The one that is asked for takes the place of the one that the config has by default.
+        config.update({key: 0.0 for key in SIZES if key in config})
     for key, value in values.items():
         group, _, last = key.rpartition(".")
         owner = config[group] if group else config
@@ -285,6 +289,14 @@ def _settle_size(config: ConfigDict) -> None:
         raise RunError(f"method=prune with {given or 'ratio=0'}: give the ratio to prune to")
     if sizes and not config.rank_scale and config.kind != "conv":
         raise RunError(f"{given} with kind={config.kind}: its ranks come from a rank_scale")
+    if config.kind != "conv" and config.init not in ("spectral", "regular"):
+        raise RunError(
+            f"init={config.init} with kind={config.kind}: tensors start at spectral or regular"
+        )
+    if config.kind != "conv" and config.overcomplete != "complement":
+        raise RunError(
+            f"overcomplete={config.overcomplete} with kind={config.kind}: tensors are never padded"
+        )
     factorized = sizes and config.method == "factorize"
     if config.start and factorized and not config.init.startswith("spectral"):
         raise RunError(

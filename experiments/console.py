@@ -27,7 +27,7 @@ def heading(task: Any, plan: Plan, applied: Forms, total_steps: int, workdir: Pa
         f"data: {task.data.name} ({sizes}) from {task.data.origin}, "
         f"fingerprint {task.data.fingerprint[:12]}",
         f"parameters: {plan.parameters:,} of {plan.dense_parameters:,} dense ({plan.ratio:.2%}), "
-        f"{len(plan.table.rows)} factorized kernels; multiply-adds "
+        f"{smaller(plan)}; multiply-adds "
         f"{plan.multiply_adds / 1e6:.1f} of {plan.dense_multiply_adds / 1e6:.1f} million",
         plan.missed_ratio,
         f"forms: {applied.summary}" if applied.rows else None,
@@ -41,12 +41,20 @@ def heading(task: Any, plan: Plan, applied: Forms, total_steps: int, workdir: Pa
     return "\n".join(filter(None, lines))
 
 
+def smaller(plan: Plan) -> str:
+    """What makes the network smaller."""
+    if plan.config.method == "prune":
+        return "the rest to be pruned"
+    return f"{len(plan.table.rows)} factorized kernels"
+
+
 def at_step_0(start: Start) -> str:
-    """What a trained network lost by being factorized."""
-    return (
-        f"test accuracy {start.accuracy:.2%} (loss {start.loss:.3f}) at the start, "
-        f"{start.factorized['accuracy']:.2%} (loss {start.factorized['loss']:.3f}) factorized"
-    )
+    """What a trained network lost by being factorized, where it was."""
+    before = f"test accuracy {start.accuracy:.2%} (loss {start.loss:.3f}) at the start"
+    if start.factorized is None:
+        return before
+    after = start.factorized
+    return f"{before}, {after['accuracy']:.2%} (loss {after['loss']:.3f}) factorized"
 
 
 def closing(outcome: Result, workdir: Path) -> str:

@@ -3,7 +3,8 @@
     python -m experiments.describe --config=configs/NAME.py[:arguments] [--json]
 
 prints the factorization table and the totals. With `--json`, one object with `parameters`,
-`dense_parameters`, `ratio`, `multiply_adds`, `dense_multiply_adds` and the rows of the table.
+`dense_parameters`, `ratio`, `rank_scale` (found for a ratio), `multiply_adds`,
+`dense_multiply_adds` and the rows of the table.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ def describe(config: ConfigDict) -> Plan:
 def as_text(found: Plan) -> str:
     """The plan's table and totals to read."""
     saved = found.multiply_adds / found.dense_multiply_adds
+    pruned = found.config.method == "prune"
     lines = [
-        str(found.table),
+        "no factors: entries are pruned during training" if pruned else str(found.table),
+        f"rank scale {found.rank_scale} for ratio {found.config.ratio:g}"
+        if found.rank_scale
+        else None,
         f"of the ordinary dense network: parameters {found.parameters:,} of "
         f"{found.dense_parameters:,} ({found.ratio:.2%}); multiply-adds {found.multiply_adds:,} of "
         f"{found.dense_multiply_adds:,} ({saved:.2%}), one example's forward pass",
@@ -61,6 +66,7 @@ def as_json(found: Plan) -> str:
         "parameters": found.parameters,
         "dense_parameters": found.dense_parameters,
         "ratio": found.ratio,
+        "rank_scale": found.rank_scale,
         "multiply_adds": found.multiply_adds,
         "dense_multiply_adds": found.dense_multiply_adds,
     }

@@ -195,7 +195,8 @@ def accuracy_against_parameters(settings: Sequence[SettingData], title: str, spl
                 look = _MARKERS[place // len(_METHOD_COLOURS) % len(_MARKERS)] + "-"
                 # Methods of one size stand side by side, so that none hides another; the outermost
                 # are 4 % off.
-                sizes *= 1.04 ** (2 * place / max(1, len(lines) - 1) - 1)
+                if len(lines) > 1:
+                    sizes *= 1.04 ** (2 * place / (len(lines) - 1) - 1)
             for mean in [] if method in lines else means:
                 axis.axhline(mean, linestyle="--", linewidth=1, color=colour)
             axis.errorbar(

@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import models
+from experiments import arguments, models
 from experiments.errors import RunError
 from experiments.pruning import PruningSchedule, magnitude_pruning, nonzero_parameters
 from lowrank_jax.initializers import Initializer
@@ -37,19 +37,19 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
     def of_rank(rank: RankRule) -> list[lrj.Rule]:
         return [lrj.Rule(chosen.pattern, rank, chosen.weight, depth=_DEPTH[config.variant])]
 
-    if config.method == "prune":
+    if not arguments.has_factors(config):
         return []
     if config.energy:
         return of_rank(lrj.Energy(config.energy))
-    scale = config.rank_scale
-    if config.ratio:
-        try:
-            scale = lrj.target_ratio(
-                dense_params, lambda scale: of_rank(lrj.RankScale(scale)), config.ratio
-            )
-        except ValueError as error:
-            raise RunError(str(error)) from error
-    return of_rank(lrj.RankScale(scale)) if scale else []
+    if config.rank_scale:
+        return of_rank(lrj.RankScale(config.rank_scale))
+    try:
+        scale = lrj.target_ratio(
+            dense_params, lambda scale: of_rank(lrj.RankScale(scale)), config.ratio
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return of_rank(lrj.RankScale(scale))
 
 
 def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
@@ -129,9 +129,19 @@ def optimizer(
     schedule = learning_rate(config, steps_per_epoch)
     parts = [decay(config, ratio), optax.sgd(schedule, momentum=config.momentum)]
     if config.method == "prune":
-        pruned = PruningSchedule.of_run(config.epochs * steps_per_epoch)
+        pruned = _pruning_schedule(config, steps_per_epoch)
         parts.append(magnitude_pruning(_factorization(config).pattern, config.ratio, pruned))
     return optax.chain(*parts)
+
+
+def reduced_from(config: ConfigDict, steps_per_epoch: int) -> int:
+    """The number of steps after which the network is as small as it becomes."""
+    pruned = config.method == "prune"
+    return _pruning_schedule(config, steps_per_epoch).end_step if pruned else 0
+
+
+def _pruning_schedule(config: ConfigDict, steps_per_epoch: int) -> PruningSchedule:
+    return PruningSchedule.of_run(config.epochs * steps_per_epoch)
 
 
 def _factorization(config: ConfigDict) -> models.Factorization:

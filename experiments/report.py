@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import files, plots, setting_names
@@ -243,7 +243,7 @@ def _starts(settings: Sequence[Setting], split: str) -> str:
     """What trained networks lost by being factorized, and what fine-tuning gave back."""
     rows = [
         f"| {run.folder.resolve().name} | {start['run']} | {100 * start['accuracy']:.2f} "
-        f"| {100 * start['factorized']['accuracy']:.2f} | {100 * run.accuracy:.2f} |"
+        f"| {_percent(start['factorized'])} | {100 * run.accuracy:.2f} |"
         for setting in settings
         for run in setting.runs
         if (start := run.result.get("start"))
@@ -255,6 +255,10 @@ def _starts(settings: Sequence[Setting], split: str) -> str:
         "|---|---|--:|--:|--:|",
     ]
     return "\n".join([*head, *rows]) + "\n"
+
+
+def _percent(scores: Mapping[str, float] | None) -> str:
+    return f"{100 * scores['accuracy']:.2f}" if scores else "–"
 
 
 def _runs(settings: Sequence[Setting]) -> str:

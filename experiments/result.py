@@ -4,7 +4,7 @@
      "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
      "final": {"split", "accuracy", "loss", "epoch", "step"},
      "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
-     "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"}} or null,
+     "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"} or null} or null,
      "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
 
 Accuracies are fractions; multiply-adds are those of one example's forward pass, in the forms in
@@ -70,12 +70,13 @@ class Best:
 @dataclasses.dataclass(frozen=True)
 class Start:
     """The finished run that a run started from: its network, dense, and what that was after it had
-    been factorized, at step 0 (`accuracy` and `loss`). Both are measured on the test images."""
+    been factorized, at step 0 (`accuracy` and `loss`; None where nothing was). Both are measured on
+    the test images."""
 
     run: str
     accuracy: float
     loss: float
-    factorized: Mapping[str, float]
+    factorized: Mapping[str, float] | None
 
 
 @dataclasses.dataclass(frozen=True)

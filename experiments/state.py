@@ -67,6 +67,7 @@ class Plan:
       tx: the optimizer.
       schedule: learning rate by step.
       abstract: the state, as shapes with shardings.
+      rank_scale: of its kernels, where it was found for a `ratio`; otherwise None.
       mesh: of devices.
       batch_minor: whether images are stored with the batch last inside compiled functions.
       parameters, dense_parameters: of the network when it is trained, and of the ordinary dense
@@ -80,6 +81,7 @@ class Plan:
     tx: optax.GradientTransformation
     schedule: optax.Schedule
     abstract: TrainState
+    rank_scale: float | None
     mesh: Mesh
     batch_minor: bool
     parameters: int
@@ -129,8 +131,12 @@ def plan(
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     dense_params, model_state = _split(variables)
+    rank_scale = None
     if table is None:
-        table = resolve(config, dense_params)
+        rules = recipe.rules(config, dense_params)
+        found = [rule.rank.scale for rule in rules if isinstance(rule.rank, lrj.RankScale)]
+        rank_scale = found[0] if config.ratio and found else None
+        table = _resolved(dense_params, rules)
     ordinary_params, ordinary_state = _split(
         jax.eval_shape(network.ordinary.init, jax.random.key(0))
     )
@@ -159,6 +165,7 @@ def plan(
         tx=tx,
         schedule=recipe.learning_rate(config, batches_per_epoch),
         abstract=abstract,
+        rank_scale=rank_scale,
         mesh=mesh,
         batch_minor=is_batch_minor(config.layout, mesh),
         parameters=parameters,
@@ -180,10 +187,7 @@ def resolve(config: ConfigDict, dense_params: Any) -> lrj.Table:
     Raises:
       RunError: a rule does not fit the model.
     """
-    try:
-        return lrj.resolve(dense_params, recipe.rules(config, dense_params))
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    return _resolved(dense_params, recipe.rules(config, dense_params))
 
 
 def recounted(plan: Plan, network: Any) -> Plan:
@@ -239,6 +243,13 @@ def _multiply_adds(config: ConfigDict, network: Any, params: Any, model_state: A
     kernel depends on their number."""
     size = micro_batch_size(config.batch_size, config.accumulate_steps)
     return multiply_adds(network.apply, params, model_state, network.example(size)) // size
+
+
+def _resolved(dense_params: Any, rules: list[lrj.Rule]) -> lrj.Table:
+    try:
+        return lrj.resolve(dense_params, rules)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def _split(variables: dict[str, Any]) -> Variables:

@@ -197,7 +197,7 @@ def _train(
                     before = measured(split, start)
                     scalars |= {f"start_{name}": value for name, value in before.items()}
                     scalars |= measured(split, state)
-                begun = _start(config, scalars)
+                begun = _start(config, plan, scalars)
                 progress["start"] = dataclasses.asdict(begun)
                 say(console.at_step_0(begun))
             _write_diagnostics(metrics, config, plan, state, 0, 0.0, scalars, spectra=True)
@@ -247,7 +247,8 @@ def _train(
                 scalars |= measured("validation", state)
             if last or "validation" not in task.splits:
                 scalars |= measured("test", state)
-            _note_best(progress, task.selects, scalars, done)
+            if step >= recipe.reduced_from(config, len(batches)):
+                _note_best(progress, task.selects, scalars, done)
             if last or done % config.diagnostics_every_epochs == 0:
                 _write_diagnostics(metrics, config, plan, state, step, done, scalars, spectra=last)
             else:
@@ -331,12 +332,13 @@ def _note_best(
         progress["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
 
 
-def _start(config: ConfigDict, scalars: dict[str, float]) -> Start:
+def _start(config: ConfigDict, plan: Plan, scalars: dict[str, float]) -> Start:
+    factorized = {"accuracy": scalars["test_accuracy"], "loss": scalars["test_loss"]}
     return Start(
         run=config.start,
         accuracy=scalars["start_test_accuracy"],
         loss=scalars["start_test_loss"],
-        factorized={"accuracy": scalars["test_accuracy"], "loss": scalars["test_loss"]},
+        factorized=factorized if plan.table.rows else None,
     )
 
 

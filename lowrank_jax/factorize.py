@@ -130,7 +130,8 @@ def refactorize(
 
     Raises:
       ValueError: a rule matches nothing, only what earlier rules took, a weight of another kind,
-        axes or depth, or a dense kernel; or a factor holds anything that is not finite.
+        axes or depth, or a dense kernel; a factor holds anything that is not finite; or
+        ``overcomplete="zero"`` meets a kind that is not made of two factors.
       TypeError: a factor is being traced, or a rule needs values where only shapes are known.
 
     >>> from lowrank_jax.ranks import FixedRank
@@ -155,7 +156,7 @@ def refactorize(
                 if isinstance(weight, TwoFactorWeight):
                     new = _balanced(weight, rank, overcomplete, path)
                 else:
-                    new = _decomposed_again(weight, rank)
+                    new = _decomposed_again(weight, rank, overcomplete)
         return place_like_factors(weight, new)
 
     return map_kernels(visit, params)
@@ -215,9 +216,12 @@ def _balanced(
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), result)
 
 
-def _decomposed_again(weight: FactorizedWeight, rank: Rank) -> FactorizedWeight:
+def _decomposed_again(
+    weight: FactorizedWeight, rank: Rank, overcomplete: svd.Overcomplete
+) -> FactorizedWeight:
     exact = jax.tree.map(lambda leaf: jnp.asarray(svd.working_precision(leaf)), weight)
-    new = weight.initialize(exact.dense(), rank, weight.depth, spectral(), None, **weight.axes)
+    init = spectral(overcomplete)
+    new = weight.initialize(exact.dense(), rank, weight.depth, init, None, **weight.axes)
     return jax.tree.map(lambda leaf: leaf.astype(weight.dtype), new)
 
 

@@ -12,7 +12,8 @@ matrices ``u (*batch, rows, r)`` and ``vt (*batch, r, columns)``, and the square
 
 A kind that is not made of two factors (``TensorTrain``, ``Tucker``) is the decomposition of one
 matrix: of the kernel with :func:`spectral`, of a random one with :func:`regular`. The other two
-have no meaning for it.
+have no meaning for it, nor have ``middle_noise``, ``overcomplete="zero"`` and
+``method="randomized"``: all of them raise ValueError.
 
 Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.1 (spectral initialization) and the
 experiments' baselines (regular).
@@ -92,12 +93,23 @@ class Initializer(abc.ABC):
           matrix, fans, key: as above.
 
         Raises:
-          ValueError: the initializer says nothing but what two factors are.
+          ValueError: the initializer asks for what only two factors, or three, can be.
         """
-        raise ValueError(
-            f"{self} makes two factors, and this kind of weight is made by decomposing one matrix: "
-            "use spectral() or regular()"
-        )
+        if self.middle_noise:
+            raise _for_factors_only(
+                f"middle_noise={self.middle_noise} is for a square middle factor", "leave it out"
+            )
+        return self.one_matrix(matrix, fans, key)
+
+    def one_matrix(self, matrix: Any, fans: Fans, key: Any) -> Any:
+        """As :meth:`to_decompose`, for initializers that can say it."""
+        raise _for_factors_only(f"{self} makes two factors", "use spectral() or regular()")
+
+
+def _for_factors_only(found: str, instead: str) -> ValueError:
+    return ValueError(
+        f"{found}, and this kind of weight is made by decomposing one matrix: {instead}"
+    )
 
 
 def require_key(key: Any, what: str) -> Any:
@@ -139,8 +151,18 @@ class Spectral(Initializer):
         )
         return on_host(functools.partial(self._on_host, rank), result, matrix, noise)
 
-    def to_decompose(self, matrix: Any, fans: Fans, key: Any) -> Any:
-        return super().to_decompose(matrix, fans, key) if self.equal else matrix
+    def one_matrix(self, matrix: Any, fans: Fans, key: Any) -> Any:
+        if self.equal:
+            return super().one_matrix(matrix, fans, key)
+        if self.overcomplete != "complement":
+            raise _for_factors_only(
+                f"overcomplete={self.overcomplete!r} pads two factors", "use 'complement'"
+            )
+        if self.method != "exact":
+            raise _for_factors_only(
+                f"method={self.method!r} decomposes into two factors", "use 'exact'"
+            )
+        return matrix
 
     def _on_host(
         self, rank: int, matrix: np.ndarray, noise: np.ndarray
@@ -203,7 +225,7 @@ class Regular(Random):
         }[self.fan]
         return self.scale / u_fans[self._side], self.scale / vt_fans[self._side]
 
-    def to_decompose(self, matrix: Any, fans: Fans, key: Any) -> Any:
+    def one_matrix(self, matrix: Any, fans: Fans, key: Any) -> Any:
         fan = 1 if self.fan == "one" else fans[self._side]
         dtype = jnp.promote_types(matrix.dtype, jnp.float32)
         key = require_key(key, "a random initializer")

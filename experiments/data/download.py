@@ -16,7 +16,7 @@ import requests
 from experiments.data import checksums
 from experiments.data.catalog import OriginalFile
 from experiments.data.errors import DataUnavailable
-from experiments.data.progress import Progress
+from experiments.data.progress import ProgressLines
 
 REACH_SECONDS = 2.5
 _STALL_SECONDS = 60.0
@@ -75,7 +75,7 @@ def fetch(file: OriginalFile, folder: Path) -> Path:
 
 
 def _stream(file: OriginalFile, out: IO[bytes]) -> None:
-    done, progress = 0, Progress(file.name, file.size)
+    done, progress = 0, ProgressLines(file.name, file.size)
     try:
         with requests.get(file.url, stream=True, timeout=_STALL_SECONDS) as answer:
             answer.raise_for_status()

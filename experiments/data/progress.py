@@ -1,10 +1,10 @@
-"""Progress of work that takes long, on stderr: a line a second at most, and one at its end."""
+"""ProgressLines of work that takes long, on stderr: a line a second at most, and one at its end."""
 
 import sys
 import time
 
 
-class Progress:
+class ProgressLines:
     """What is shown of one piece of work.
 
     Attributes:

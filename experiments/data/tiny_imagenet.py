@@ -28,7 +28,7 @@ import numpy as np
 
 from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataCorrupt
-from experiments.data.progress import Progress
+from experiments.data.progress import ProgressLines
 
 _ROOT = "tiny-imagenet-200/"
 _CLASSES = f"{_ROOT}wnids.txt"
@@ -76,7 +76,7 @@ def read(path: Path, contents: Contents) -> Arrays:
         labels = _class_labels(archive, contents.classes)
         train = _train_members(archive, labels, contents.train_per_class)
         validation = _validation_members(archive, labels, contents.validation_images)
-        progress = Progress(path.name, len(train) + len(validation))
+        progress = ProgressLines(path.name, len(train) + len(validation))
         return (
             *_decoded(archive, train, contents.image_size, progress, before=0),
             *_decoded(archive, validation, contents.image_size, progress, before=len(train)),
@@ -152,7 +152,7 @@ def _content(archive: zipfile.ZipFile, member: str) -> bytes:
 
 
 def _decoded(
-    archive: zipfile.ZipFile, members: Labelled, size: int, progress: Progress, before: int
+    archive: zipfile.ZipFile, members: Labelled, size: int, progress: ProgressLines, before: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels; `before` is how many images have been decoded before them."""
     # Filled in place: a list of images beside their array would be a gigabyte more.

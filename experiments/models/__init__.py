@@ -52,9 +52,10 @@ class Entry(NamedTuple):
     def factorization(self, kind: str) -> Factorization:
         """The factorization of a kind; one that the model does not have is a `RunError`."""
         if kind not in self.factorizations:
+            having = [name for name, entry in MODELS.items() if kind in entry.factorizations]
             raise RunError(
-                f"kind={kind}: this model has {', '.join(self.factorizations)} only; "
-                "model=wide_resnet has all"
+                f"kind={kind}: this model has {', '.join(self.factorizations)} only; models that "
+                f"have it: {', '.join(having)} (configs/tensor.py)"
             )
         return self.factorizations[kind]
 

@@ -91,7 +91,7 @@ class Block(nn.Module):
         activated = nn.relu(norm(name="norm1")(x))
         y = conv(strides=self.stride, name="conv1")(activated)
         y = conv(name="conv2")(nn.relu(norm(name="norm2")(y)))
-        if x.shape[-1] == self.features:
+        if x.shape[-1] == self.features and self.stride == 1:
             return x + y
         projection = _Conv1x1(
             self.features, strides=self.stride, dtype=self.dtype, name="projection"

@@ -127,7 +127,8 @@ class Classification:
         """From a settled config.
 
         Raises:
-          RunError: the data cannot be had, or the batch is larger than the training set.
+          RunError: the data cannot be had, the batch is larger than the training set, or the
+            augmentation leaves nothing of an image.
         """
         data = load(
             config.data.name,
@@ -144,6 +145,7 @@ class Classification:
         except ValueError as error:
             raise RunError(str(error)) from error
         entry = image_set(config.data.name)
+        _require_something_left(config, entry.image_size)
         mean, std = _statistics(config, entry, data)
         pipeline = ImagePipeline(
             mean=mean,
@@ -236,6 +238,15 @@ def _statistics(config: ConfigDict, entry: ImageSet, data: ImageData) -> Statist
         if entry.published_statistics is not None:
             return entry.published_statistics
     return Statistics(data.mean, data.std)
+
+
+def _require_something_left(config: ConfigDict, size: int) -> None:
+    for key, most in (("crop", size - 1), ("cutout", 2 * size - 1)):
+        if config.augment[key] > most:
+            raise RunError(
+                f"augment.{key}={config.augment[key]} with images of {size} pixels: nothing may be "
+                f"left of them; at most {most}"
+            )
 
 
 def _split(data: ImageData, config: ConfigDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:

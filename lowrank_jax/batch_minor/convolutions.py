@@ -28,9 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowrank_jax.batch_minor.taps import Window, read, write
-
-HEIGHT, WIDTH = 1, 2  # Axes of a batch-minor image.
+from lowrank_jax.batch_minor.taps import HEIGHT, WIDTH, Window, read, write
 
 # Reading or writing one element costs about as much as this many multiply-adds.
 _MULTIPLY_ADDS_PER_ELEMENT = 32

@@ -9,6 +9,8 @@ their operands, which JAX's rules for the derivatives fix:
     its kernel's       image as (C, H, W, N), image as (I, H, W, O)  -> kernel (H, W, I, O)
 
 so the kernel's layout may be any in the first two, which are one kind: images in, images out.
+In a depthwise convolution, I is 1 and the channels are feature groups in the first two kinds, batch
+groups in the third. Other groups are left as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from lowrank_jax.batch_minor import depthwise
 from lowrank_jax.batch_minor.convolutions import Convolution, convolve, kernel_gradient
 from lowrank_jax.batch_minor.taps import Window
 
@@ -33,28 +36,28 @@ _IMAGES_AS_KERNEL_GRADIENT = (3, 0, 1, 2)
 _MOST_TAPS = 64
 
 
-def is_plain(equation: JaxprEqn) -> bool:
-    """Whether a convolution is 2-D, without groups, and of arrays that are not empty."""
-    params = equation.params
+def maps_images(equation: JaxprEqn) -> bool:
+    """Whether a convolution takes an image to an image."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
     return (
-        params["feature_group_count"] == params["batch_group_count"] == 1
-        and len(params["window_strides"]) == 2
-        and all(0 not in shape(x) for x in (*equation.invars, *equation.outvars))
+        numbers.lhs_spec == numbers.out_spec == _IMAGES
+        and params["batch_group_count"] == 1
+        and _has_no_other_groups(
+            params["feature_group_count"], equation.invars[0], equation.outvars[0]
+        )
+        and _is_feasible(equation, equation.invars[1], numbers.rhs_spec)
     )
 
 
-def maps_images(equation: JaxprEqn) -> bool:
-    """Whether a plain convolution takes an image to an image."""
-    numbers = equation.params["dimension_numbers"]
-    few = _few_taps(equation.invars[1], numbers.rhs_spec)
-    return few and numbers.lhs_spec == numbers.out_spec == _IMAGES
-
-
 def makes_kernel(equation: JaxprEqn) -> bool:
-    """Whether a plain convolution is the gradient of a kernel, from two images."""
-    numbers = equation.params["dimension_numbers"]
-    few = _few_taps(equation.outvars[0], numbers.out_spec)
-    return few and numbers.lhs_spec == numbers.rhs_spec == _IMAGES_AS_KERNEL_GRADIENT
+    """Whether a convolution is the gradient of a kernel, from two images."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    return (
+        numbers.lhs_spec == numbers.rhs_spec == _IMAGES_AS_KERNEL_GRADIENT
+        and params["feature_group_count"] == 1
+        and _has_no_other_groups(params["batch_group_count"], *equation.invars)
+        and _is_feasible(equation, equation.outvars[0], numbers.out_spec)
+    )
 
 
 def shape(variable: Any) -> tuple[int, ...]:
@@ -62,8 +65,15 @@ def shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _few_taps(kernel: Any, layout: Sequence[int]) -> bool:
-    return math.prod(shape(kernel)[axis] for axis in layout[2:]) <= _MOST_TAPS
+def _has_no_other_groups(groups: int, image: Any, other: Any) -> bool:
+    """Whether the groups between two images are one, or the channels of both."""
+    return groups == 1 or groups == shape(image)[3] == shape(other)[3]
+
+
+def _is_feasible(equation: JaxprEqn, kernel: Any, layout: Sequence[int]) -> bool:
+    """Whether the kernel has few taps, and no array is empty."""
+    few = math.prod(shape(kernel)[axis] for axis in layout[2:]) <= _MOST_TAPS
+    return few and all(0 not in shape(x) for x in (*equation.invars, *equation.outvars))
 
 
 def image_convolution(
@@ -82,6 +92,8 @@ def image_convolution(
     windows = _windows(
         params, x.shape[1:3], outputs, ordered.shape[:2], "window_strides", "rhs_dilation"
     )
+    if params["feature_group_count"] > 1:
+        return depthwise.convolve(x, ordered, windows, _dtype(params, x))
     geometry = Convolution(ordered.shape[2], ordered.shape[3], *windows)
     return convolve(x, ordered, geometry, **_options(params))
 
@@ -105,8 +117,11 @@ def kernel_from_images(
     windows = _windows(
         params, x.shape[1:3], y.shape[1:3], outputs, "rhs_dilation", "window_strides"
     )
-    geometry = Convolution(x.shape[0], y.shape[0], *windows)
-    gradient = kernel_gradient(x, y, geometry, **_options(params))
+    if params["batch_group_count"] > 1:
+        gradient = depthwise.kernel_gradient(x, y, windows, _dtype(params, x))
+    else:
+        geometry = Convolution(x.shape[0], y.shape[0], *windows)
+        gradient = kernel_gradient(x, y, geometry, **_options(params))
     features_in, features_out, height, width = params["dimension_numbers"].out_spec
     order = (height, width, features_in, features_out)
     return jnp.transpose(gradient, [order.index(axis) for axis in range(4)])
@@ -133,6 +148,12 @@ def _windows(
         )
         for axis in range(2)
     ]
+
+
+def _dtype(params: Mapping[str, Any], x: jax.Array) -> Any:
+    """Of the result."""
+    preferred = params["preferred_element_type"]
+    return x.dtype if preferred is None else preferred
 
 
 def _options(params: Mapping[str, Any]) -> dict[str, Any]:

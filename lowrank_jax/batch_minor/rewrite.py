@@ -6,7 +6,8 @@ contiguous memory, and every convolution is one long matrix product. Models are 
 batch first all the same. This file changes the layout in between: it traces the function and
 evaluates its equations one by one,
 
-    convolutions        by ``convolutions.py``; their results are batch-minor
+    convolutions        by ``convolutions.py``, depthwise ones by ``depthwise.py``; their results
+                        are batch-minor
     elementwise, reductions, pads, slices, ...
                         in the layout their operands have, axes renamed
     anything else       as it is, operands taken back to their own layout first
@@ -63,10 +64,12 @@ class _Image:
 def batch_minor(function: Function) -> Function:
     """The same function, computed with its images stored batch-minor: faster on a CPU.
 
-    Convolutions of images (Flax's: batch, height, width, channels; without groups) and of their
-    gradients become matrix products. Apply it to the outermost function of a step, after
-    differentiation and under ``jit``: ``jax.jit(batch_minor(jax.value_and_grad(loss)))``. It is
-    for one device: shardings inside the function are not looked after.
+    Convolutions of images (Flax's: batch, height, width, channels) and their gradients become
+    matrix products, depthwise ones (one output channel for each input channel) sums of shifted
+    images; other grouped convolutions stay as they are. Apply it to the outermost function of a
+    step, after differentiation and under ``jit``:
+    ``jax.jit(batch_minor(jax.value_and_grad(loss)))``. It is for one device: shardings inside the
+    function are not looked after.
 
     Args:
       function: of pytrees of arrays; traceable, as for ``jax.jit``.
@@ -149,7 +152,7 @@ def _rewritten(equation: JaxprEqn, operands: list[Any]) -> list[Any] | None:
         return _evaluate(params["jaxpr"], (), operands)
     if name == "scan":
         return _scan(equation, operands)
-    if name == "conv_general_dilated" and equations.is_plain(equation):
+    if name == "conv_general_dilated":
         shape = equations.shape(equation.outvars[0])
         if equations.maps_images(equation):
             x, kernel = _stored(operands[0]), _logical(operands[1])

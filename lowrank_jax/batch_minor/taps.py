@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+HEIGHT, WIDTH = 1, 2  # Axes of a batch-minor image.
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:

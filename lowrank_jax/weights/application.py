@@ -73,8 +73,9 @@ def conv_general_dilated(
       compose: as in :func:`dot_general`.
 
     Raises:
-      ValueError: grouped convolutions, stacked kernels, or ``compose=False`` where no factored form
-        exists.
+      ValueError: a grouped convolution or a stacked kernel, of a kind with two factors (a kind that
+        always composes, as ``TensorTrain`` and ``Tucker`` do, takes groups); or ``compose=False``
+        where no factored form exists.
 
     >>> import jax.numpy as jnp
     >>> from lowrank_jax.weights.spatial import SpatialLowRank

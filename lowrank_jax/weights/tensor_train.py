@@ -30,6 +30,7 @@ from jax import lax
 
 from lowrank_jax import svd
 from lowrank_jax.weights.base import register_weight
+from lowrank_jax.weights.explicit_axes import batch_sharding
 from lowrank_jax.weights.tensorization import Dims, Ranks, TensorizedWeight
 
 
@@ -59,6 +60,7 @@ class TensorTrain(TensorizedWeight):
     spatial_axes: int = 0
 
     rank_count: ClassVar[int] = 2
+    equation: ClassVar[str] = "...xay,...ybz,...zcw->...abc"
 
     @property
     def dims(self) -> Dims:
@@ -68,10 +70,6 @@ class TensorTrain(TensorizedWeight):
     def rank(self) -> Ranks:
         """The sizes of the two contracted axes."""
         return self.core1.shape[-1], self.core2.shape[-1]
-
-    def tensor(self, precision: lax.PrecisionLike) -> jax.Array:
-        cores = (self.core1, self.core2, self.core3)
-        return jnp.einsum("...xay,...ybz,...zcw->...abc", *cores, precision=precision)
 
     def squared_norm(self) -> jax.Array:
         return train_squared_norm((self.core1, self.core2, self.core3))
@@ -131,9 +129,12 @@ def train_squared_norm(cores: Iterable[jax.Array], metrics: Iterable[Any] = (Non
             moved = _contract("...xy,...yaz->...xaz", transfer, moved)
         if metric is not None:
             moved = _contract("...ab,...xbz->...xaz", metric, moved)
-        transfer = _contract("...xay,...xaz->...yz", core, moved)
+        sharding = batch_sharding(core, core.ndim - 3)
+        transfer = _contract("...xay,...xaz->...yz", core, moved, out_sharding=sharding)
     return jnp.sum(transfer)
 
 
-def _contract(subscripts: str, *operands: jax.Array) -> jax.Array:
-    return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+def _contract(subscripts: str, *operands: jax.Array, out_sharding: Any = None) -> jax.Array:
+    return jnp.einsum(
+        subscripts, *operands, precision=lax.Precision.HIGHEST, out_sharding=out_sharding
+    )

@@ -22,7 +22,7 @@ import abc
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax import lax
 from lowrank_jax import svd
 from lowrank_jax.host import on_host
 from lowrank_jax.weights.base import FactorizedWeight, draw_each
+from lowrank_jax.weights.explicit_axes import gathered
 
 Dims = tuple[int, int, int]
 Ranks = tuple[int, ...]
@@ -65,7 +66,10 @@ class TensorizedWeight(FactorizedWeight):
       core1, core2, core3: leaves ``(*batch, left, middle, right)``, contracted left with right.
       outputs: the dense kernel's last axis; the one before it is what is left of the entries.
       spatial_axes: axes of size one before those two: 2 for a 1 x 1 convolution, 0 for a matrix.
+      equation: the einsum of the leaves, in the order of the fields, that makes the tensor.
     """
+
+    equation: ClassVar[str]
 
     core1: Any
     core2: Any
@@ -84,10 +88,6 @@ class TensorizedWeight(FactorizedWeight):
     @abc.abstractmethod
     def rank(self) -> Ranks:
         """One number for each unfolding that is truncated."""
-
-    @abc.abstractmethod
-    def tensor(self, precision: lax.PrecisionLike) -> jax.Array:
-        """The tensor, ``(*batch, d1, d2, d3)``."""
 
     @classmethod
     @abc.abstractmethod
@@ -112,7 +112,15 @@ class TensorizedWeight(FactorizedWeight):
     # What follows.
 
     def dense(self, *, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> jax.Array:
-        tensor = self.tensor(precision)
+        dtype = self.dtype
+        tensor = jnp.einsum(
+            self.equation,
+            # Gathered, since no sharding of a core's axes is one of the kernel's.
+            *(gathered(value, self.batch_ndim) for _, value in self.children()),
+            precision=precision,
+            # Rounded once, at the end: roundings to bfloat16 after each contraction add up.
+            preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+        ).astype(dtype)
         *batch, d1, d2, d3 = tensor.shape
         inputs = d1 * d2 * d3 // self.outputs
         # By way of a vector: a mesh with explicit axes allows to merge axes and to split them.

@@ -18,6 +18,8 @@ unfoldings past their rank.
 The squared norm is that of the core's train, with the factors' Gram matrices in between; the kernel
 is not formed.
 
+Why no tensor library is used: :mod:`lowrank_jax.weights.tensor_train`.
+
 Sources: Tucker, "Some mathematical notes on three-mode factor analysis", Psychometrika 1966;
 Vannieuwenhoven et al., "A new truncation strategy for the higher-order singular value
 decomposition", SIAM J. Sci. Comput. 2012; the ranks and the form of the core are those of the
@@ -30,9 +32,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lowrank_jax.weights.base import register_weight
 from lowrank_jax.weights.tensor_train import right_orthonormal, train_squared_norm, train_svd
@@ -52,6 +52,7 @@ class Tucker(TensorizedWeight):
       outputs: the size of the dense kernel's last axis.
       spatial_axes: how many axes of size one the dense kernel has before its last two: 2 or 0.
 
+    >>> import jax.numpy as jnp
     >>> cores = [jnp.ones(shape) for shape in ((1, 1, 4), (4, 2, 2), (2, 2, 1))]
     >>> factors = [jnp.ones(shape) for shape in ((4, 1), (4, 2), (3, 2))]
     >>> weight = Tucker(*cores, *factors, outputs=8, spatial_axes=2)
@@ -70,6 +71,7 @@ class Tucker(TensorizedWeight):
     spatial_axes: int = 0
 
     rank_count: ClassVar[int] = 3
+    equation: ClassVar[str] = "...uxp,...pyq,...qzv,...ax,...by,...cz->...abc"
 
     @property
     def dims(self) -> Dims:
@@ -79,11 +81,6 @@ class Tucker(TensorizedWeight):
     def rank(self) -> Ranks:
         """The numbers of columns of the factor matrices."""
         return self.factor1.shape[-1], self.factor2.shape[-1], self.factor3.shape[-1]
-
-    def tensor(self, precision: lax.PrecisionLike) -> jax.Array:
-        leaves = (value for _, value in self.children())
-        subscripts = "...uxp,...pyq,...qzv,...ax,...by,...cz->...abc"
-        return jnp.einsum(subscripts, *leaves, precision=precision)
 
     def squared_norm(self) -> jax.Array:
         factors = (self.factor1, self.factor2, self.factor3)

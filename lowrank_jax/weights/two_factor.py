@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lowrank_jax.weights.base import FactorizedWeight, draw_each
+from lowrank_jax.weights.explicit_axes import batch_sharding, gathered
 from lowrank_jax.weights.geometry import RANK, Geometry
 
 
@@ -117,9 +117,7 @@ class TwoFactorWeight(FactorizedWeight):
         left = gram(self.u, geometry.labels(geometry.u, "r"), geometry.labels(geometry.u, "s"))
         right = gram(self.vt, geometry.labels(geometry.vt, "r"), geometry.labels(geometry.vt, "s"))
         if self.m is not None:
-            m = self.m.astype(left.dtype)
-            sharding = _unsharded_rank(m, self.batch_ndim)
-            m = m if sharding is None else jax.sharding.reshard(m, sharding)
+            m = gathered(self.m.astype(left.dtype), self.batch_ndim)
             left = jnp.einsum(
                 "...pr,...pq,...qs->...rs", m, left, m, precision=lax.Precision.HIGHEST
             )
@@ -201,14 +199,5 @@ def gram(factor: jax.Array, row: str, column: str) -> jax.Array:
         factor,
         factor,
         precision=lax.Precision.HIGHEST,
-        out_sharding=_unsharded_rank(factor, batch),
+        out_sharding=batch_sharding(factor, batch),
     )
-
-
-def _unsharded_rank(factor: jax.Array, batch: int) -> NamedSharding | None:
-    """Under explicit sharding, a contraction over a sharded axis must be told its result's."""
-    sharding = getattr(jax.typeof(factor), "sharding", None)
-    if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    spec = PartitionSpec(*sharding.spec[:batch], None, None)
-    return NamedSharding(sharding.mesh, spec)

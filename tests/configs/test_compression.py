@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 from published import cifar_resnet, vgg19
 
@@ -65,7 +66,7 @@ def published_search(model, classes, ratio):
 def test_published_budgets(model, data, ratio, scale, parameters, dense):
     assert published_search(model, CLASSES[data], ratio) == (scale, parameters, dense)
     plan = describe(compression.get_config(f"model={model},data={data},ratio={ratio}"))
-    assert (plan.parameters, plan.dense_parameters) == (parameters, dense)
+    assert (plan.rank_scale, plan.parameters, plan.dense_parameters) == (scale, parameters, dense)
     assert len(plan.table.rows) == {"resnet32": 32, "vgg19": 15}[model]
 
 
@@ -73,9 +74,9 @@ def test_published_budgets(model, data, ratio, scale, parameters, dense):
 @pytest.mark.parametrize("data", ["cifar100", "tiny_imagenet"])
 @pytest.mark.parametrize("ratio", [0.15, 0.1, 0.05, 0.02])
 def test_other_data_and_ratios_by_the_same_rules(model, data, ratio):
-    _, parameters, dense = published_search(model, CLASSES[data], ratio)
+    expected = published_search(model, CLASSES[data], ratio)
     plan = describe(compression.get_config(f"model={model},data={data},ratio={ratio}"))
-    assert (plan.parameters, plan.dense_parameters) == (parameters, dense)
+    assert (plan.rank_scale, plan.parameters, plan.dense_parameters) == expected
     if (model, data, ratio) == ("resnet32", "tiny_imagenet", 0.02):
         assert round(plan.ratio, 6) == 0.019081  # The published example of a target missed.
 
@@ -87,14 +88,26 @@ def test_other_data_and_ratios_by_the_same_rules(model, data, ratio):
         ("kind=conv", 2435034, 27),
         ("kind=tensor_train", 2434702, 24),
         ("kind=tucker", 2444223, 24),
+        # The sum of what is published of its parts: cores, depthwise kernels, and all else.
+        ("kind=tensor_train,rank_scale=0.234", 2434702 - 2076324 + 248782, 24),
+        ("kind=tucker,rank_scale=0.211", 2444223 - 1945664 - 140181 + 205788 + 44335, 24),
     ],
 )
-def test_published_counts_of_the_tensor_experiments(arguments, parameters, kernels):
-    plan = describe(tensor.get_config(arguments))
-    assert (plan.parameters, plan.dense_parameters) == (parameters, 36479194)
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_published_counts_of_the_tensor_experiments(arguments, parameters, kernels, data):
+    plan = describe(tensor.get_config(f"{arguments},data={data}"))
+    more = 90 * 641 if data == "cifar100" else 0
+    if kernels == 27 and more:
+        # Another network has another scale for the same ratio.
+        assert abs(plan.ratio - 0.06667) < 0.001
+    else:
+        assert plan.parameters == parameters + more
+    assert plan.dense_parameters == 36479194 + more
     assert len(plan.table.rows) == kernels
     # The ordinary network's products, whatever was made of its convolutions.
-    assert plan.dense_multiply_adds == describe(tensor.get_config("ratio=0")).multiply_adds
+    assert plan.dense_multiply_adds == (
+        describe(tensor.get_config(f"ratio=0,data={data}")).multiply_adds
+    )
 
 
 def test_recipes_as_published():
@@ -122,9 +135,11 @@ def test_factors_start_as_in_each_published_code():
     for name, variances in expected.items():
         regular = models.find(name).factorization("conv").regular
         assert regular.variances(shape, fans, 10) == pytest.approx(variances)
-    uniform = models.find("wide_resnet").factorization("tensor_train").regular
-    assert uniform.distribution == "uniform"
-    assert uniform.variances(shape, (64, 128), 10) == pytest.approx((1 / (3 * 64),) * 2)
+    for kind in ("tensor_train", "tucker"):  # What is drawn is the matrix to be decomposed.
+        uniform = models.find("wide_resnet").factorization(kind).regular
+        drawn = uniform.to_decompose(jnp.zeros((64, 128)), (64, 128), jax.random.key(0))
+        assert abs(drawn).max() <= 1 / 8 and abs(drawn).max() > 0.99 / 8
+        assert float(jnp.var(drawn)) == pytest.approx(1 / (3 * 64), rel=5 * (0.8 / 8192) ** 0.5)
 
 
 def test_a_missed_ratio_is_told():
@@ -135,6 +150,13 @@ def test_a_missed_ratio_is_told():
         plan = describe(config)
         assert told == (abs(plan.ratio / config.ratio - 1) > 0.1)
         assert told == (f"asked for ratio {config.ratio}, got" in as_text(plan))
+
+
+def test_the_size_that_is_asked_for_replaces_the_default():
+    config = compression.get_config("rank_scale=0.1")
+    assert (config.rank_scale, config.ratio) == (0.1, 0.0)
+    config = tensor.get_config("kind=conv,rank_scale=0.3")
+    assert (config.rank_scale, config.ratio) == (0.3, 0.0)
 
 
 def test_the_model_brings_its_decay_and_explicit_arguments_win():
@@ -154,11 +176,23 @@ def test_the_model_brings_its_decay_and_explicit_arguments_win():
         (lambda: compression.get_config("ratio=0.001"), "ratio=0.001 cannot be reached"),
         (lambda: compression.get_config("method=prune,ratio=1e-4"), "ratio=0.0001"),
         (lambda: compression.get_config("method=prune,ratio=0"), "give the ratio to prune to"),
-        (lambda: compression.get_config("rank_scale=0.1"), "rank_scale=0.1 and ratio=0.1"),
+        (
+            lambda: compression.get_config("rank_scale=0.1,ratio=0.1"),
+            "rank_scale=0.1 and ratio=0.1",
+        ),
         (lambda: compression.get_config("ratio=0,energy=0.9"), "start=RUN"),
         (lambda: compression.get_config("model=vgg"), "model='vgg': expected one of resnet32, vgg"),
-        (lambda: compression.get_config("kind=tucker,ratio=0"), "kind=tucker: this model has conv"),
+        (
+            lambda: compression.get_config("kind=tucker,ratio=0"),
+            "kind=tucker: this model has conv only; models that have it: wide_resnet",
+        ),
         (lambda: tensor.get_config("kind=tucker,ratio=0.1,rank_scale=0"), "from a rank_scale"),
+        (
+            lambda: tensor.get_config("kind=tucker,init=spectral_ones"),
+            "start at spectral or regular",
+        ),
+        (lambda: tensor.get_config("kind=tucker,overcomplete=zero"), "never padded"),
+        (lambda: tensor.get_config("kind=tucker,method=prune,ratio=0.1"), "pruned is convolutions"),
         (lambda: tensor.get_config("kind=tucker,variant=deep"), "only factorized convolutions"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base, cifar_resnet, quickstart
+from configs import base, cifar_resnet, compression, quickstart, tensor
 from experiments import arguments
 from experiments.errors import RunError
 
@@ -31,7 +31,7 @@ def config_flag(monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize("module", [base, cifar_resnet, quickstart])
+@pytest.mark.parametrize("module", [base, cifar_resnet, compression, quickstart, tensor])
 def test_every_key_has_a_type_and_every_config_settles(module):
     config = module.get_config()
     for key in arguments.flatten(config):

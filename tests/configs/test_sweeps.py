@@ -113,10 +113,13 @@ def test_tensor_is_the_published_grid():
         ("tensor_train", 0.0, 0.705), ("tucker", 0.0, 0.211), ("tucker", 0.0, 0.68),
     }  # fmt: skip
     found = Counter(
-        (c["kind"], c["ratio"], c["rank_scale"]) for c in configs if c["ratio"] or c["rank_scale"]
+        (c["kind"], c["ratio"], c["rank_scale"], c["init"], c["decay"])
+        for c in configs
+        if c["ratio"] or c["rank_scale"]
     )
-    assert found == dict.fromkeys(sizes, 2 * 3)
-    assert len({(c["init"], c["decay"]) for c in configs if c["ratio"]}) == 6
+    methods = itertools.product(("regular", "spectral"), ("plain", "crs", "frobenius"))
+    expected = {(*size, *method) for size, method in itertools.product(sizes, methods)}
+    assert found == dict.fromkeys(expected, 1) and len(found) == 36
     assert sum(not c["ratio"] and not c["rank_scale"] for c in configs) == 1
     assert {(c["model.name"], c["model.depth"], c["model.width"]) for c in configs} == {
         ("wide_resnet", 28, 1)

@@ -11,10 +11,12 @@ ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/cifar_resnet.py"
 
 
-def sweep_file(folder: Path, *listed: dict[str, Any]) -> Path:
-    """The file of a sweep of runs of `CONFIG` with these arguments."""
+def sweep_file(folder: Path, *listed: dict[str, Any], shared: str = "") -> Path:
+    """The file of a sweep of runs of `CONFIG` with these arguments, behind what they share."""
     path = folder / "little.py"
-    path.write_text(f"def get_sweep():\n    return {[(CONFIG, one) for one in listed]!r}\n")
+    path.write_text(
+        f"def get_sweep():\n    return {[(CONFIG + shared, one) for one in listed]!r}\n"
+    )
     return path
 
 

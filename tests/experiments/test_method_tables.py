@@ -98,12 +98,12 @@ def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, si
 @pytest.mark.parametrize(
     ("configs", "argument", "name"),
     [
-        (compression, "model=resnet32,width=0.25", "ResNet-32, width 0.25"),
-        (compression, "model=resnet32", "ResNet-32"),
+        (compression, "model=resnet32,width=0.25", "ResNet-32 (64/128/256), width 0.25"),
+        (compression, "model=resnet32", "ResNet-32 (64/128/256)"),
         (compression, "model=vgg19,width=0.25", "VGG-19, width 0.25"),
         (cifar_resnet, "depth=110", "ResNet-110"),
         (tensor, "", "WRN-28-10"),
-        (tensor, "width=0.4", "WRN-28-10, width 0.4"),
+        (tensor, "width=0.4", "WRN-28-4"),
     ],
 )
 def test_networks_are_named_with_their_width(configs, argument, name):
@@ -125,7 +125,7 @@ def test_each_network_has_its_own_section(written):
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
         "## VGG-19, width 0.25 on fashion_small, test accuracy",
-        "## ResNet-32, width 0.25 on fashion_small, test accuracy",
+        "## ResNet-32 (64/128/256), width 0.25 on fashion_small, test accuracy",
     ]
     for index in (1, 2):
         assert f"](accuracy_against_parameters_{index}.png)" in text
@@ -135,10 +135,10 @@ def test_each_network_has_its_own_section(written):
 @pytest.mark.parametrize("model", ["vgg19", "resnet32"])
 def test_methods_down_sizes_across(written, model):
     text, _ = written
-    title = {"vgg19": "VGG-19", "resnet32": "ResNet-32"}[model]
+    title = {"vgg19": "VGG-19", "resnet32": "ResNet-32 (64/128/256)"}[model]
     section = next(part for part in text.split("\n## ") if part.startswith(title))
     table = rows_of(section)
-    assert table["method"] == ["dense", "ratio 0.1", "ratio 0.05"]
+    assert table[f"{title}, width 0.25"] == ["dense", "ratio 0.1", "ratio 0.05"]
     assert [name for name in table if name in ("dense", *METHODS)] == ["dense", *METHODS]
     for method in (None, *METHODS):
         expected = []

@@ -123,7 +123,7 @@ def test_runs_from_trained_networks_are_a_setting_of_their_own(tmp_path):
         (folder / "result.json").write_text(json.dumps(result))
     settings = {setting.label: len(setting.runs) for setting in settings_of(tmp_path)}
     assert settings == {
-        "SI + FD, start=dense, energy 0.9": 2,
+        "SI + FD, start=runs/dense, energy 0.9": 2,
         "SI + FD, start=none, rank scale 0.5": 1,
     }
     text = report.report([str(tmp_path)], tmp_path / "out")

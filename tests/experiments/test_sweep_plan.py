@@ -6,10 +6,14 @@ import doctest
 import itertools
 
 import pytest
+from absl import flags
 from little_sweeps import CONFIG, ROOT, started, sweep_file
 
-from experiments import grid, sweep
+from experiments import arguments, grid, sweep
+from experiments.command_line import read_config
+from experiments.describe import describe
 from experiments.errors import RunError
+from experiments.files import write_json
 from experiments.sweep_plan import find_sweep, plan_sweep
 
 
@@ -27,14 +31,15 @@ def test_grids_are_products_of_their_dimensions():
         grid.grid(ratio=0.1, network=[{"ratio": 0}])
 
 
-def test_runs_are_named_by_the_arguments_that_differ(tmp_path):
+def test_runs_are_named_by_their_own_arguments(tmp_path):
     path = sweep_file(
         tmp_path,
-        {"weight_decay": 5e-6, "data.name": "digits", "seed": 2, "depth": 20},
-        {"flip": False, "depth": 20},
+        {"weight_decay": 5e-6, "data.name": "digits", "seed": 2},
+        {"flip": False},
+        shared=":depth=20",
     )
     first, second = plan_sweep(path, tmp_path / "out")
-    assert first.config == f"{CONFIG}:weight_decay=5e-06,data.name=digits,seed=2,depth=20"
+    assert first.config == f"{CONFIG}:depth=20,weight_decay=5e-06,data.name=digits,seed=2"
     assert first.folder == tmp_path / "out" / "cifar_resnet-weight_decay5e-06-data.namedigits-seed2"
     assert second.name == "cifar_resnet-flipFalse-seed1"
     assert not (tmp_path / "out").exists()
@@ -118,3 +123,42 @@ def test_a_shard_that_does_not_exist_is_refused(shard, capsys):
         sweep.main(["compression_small", f"--shard={shard}"])
     assert end.value.code == 2
     assert f"{shard!r}: expected i/n with 1 <= i <= n" in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_changed_is_not_taken_for_finished(tmp_path):
+    out = tmp_path / "out"
+    (run,) = plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=3"), out)
+    config, _ = read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")
+    write_json(run.folder / "config.json", arguments.settle(config).to_dict())
+    assert plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=3"), out)[0] == run
+    # A longer sweep keeps the names of what is there.
+    longer = plan_sweep(sweep_file(tmp_path, {"seed": 1}, {"seed": 2}, shared=":epochs=3"), out)
+    assert longer[0] == run
+    with pytest.raises(RunError, match="holds another run: epochs is 3 there and 5 in the sweep"):
+        plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=5"), out)
+
+
+def test_what_changes_nothing_makes_no_other_experiment(tmp_path):
+    """A dense network has no factors to initialize."""
+    path = sweep_file(tmp_path, *grid.grid(rank_scale=0, init=["regular", "spectral"]))
+    with pytest.raises(RunError, match="are the same experiment"):
+        plan_sweep(path, tmp_path / "out")
+
+
+def test_ratios_are_searched_for_before_the_first_run(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RunError, match=r"run 2 of 2, .*ratio=0.001 cannot be reached"):
+        plan_sweep(sweep_file(tmp_path, {"ratio": 0.5}, {"ratio": 0.001}), out)
+    with pytest.raises(RunError, match=r"run 1 of 1, .*cannot be reached by pruning"):
+        plan_sweep(sweep_file(tmp_path, {"method": "prune", "ratio": 0.001}), out)
+    shared = ":model=projection_resnet,depth=14,width=0.0625"
+    runs = plan_sweep(sweep_file(tmp_path, *grid.grid(ratio=[0.11, 0.1225]), shared=shared), out)
+    missed = [run for run in runs if run.remark]
+    assert 0 < len(missed) < len(runs)
+    for run in missed:
+        asked = float(run.config.rpartition("ratio=")[2])
+        plan = describe(read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")[0])
+        assert abs(plan.ratio / asked - 1) > 0.1
+        assert run.remark == plan.missed_ratio
+    with pytest.raises(RunError, match=r"milestones=\(0.5, 0.75\): expected a number, True"):
+        plan_sweep(sweep_file(tmp_path, {"milestones": (0.5, 0.75)}), out)

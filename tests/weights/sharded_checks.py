@@ -61,7 +61,15 @@ WEIGHTS = {
         TensorTrain,
         {"outputs": 8, "spatial_axes": 2},
         {"core1": (4, 1, 4, 2), "core2": (4, 2, 4, 2), "core3": (4, 2, 3, 1)},
-        {"batch": {f"core{k}": P("x", None, None, None) for k in (1, 2, 3)}},
+        {
+            "batch": {f"core{k}": P("x", None, None, None) for k in (1, 2, 3)},
+            "batch_middle": {
+                "core1": P("y", None, "x", None),
+                "core2": P("y", None, "x", None),
+                "core3": P("y", None, None, None),
+            },
+            "ranks": {"core1": P(None, None, None, "y"), "core2": P(None, "y", "x", None)},
+        },
     ),
     "tucker": (
         Tucker,
@@ -76,7 +84,8 @@ WEIGHTS = {
         },
         {
             "batch": {f"core{k}": P("x", None, None, None) for k in (1, 2, 3)}
-            | {f"factor{k}": P("x", None, None) for k in (1, 2, 3)}
+            | {f"factor{k}": P("x", None, None) for k in (1, 2, 3)},
+            "factors": {f"factor{k}": P(None, "x", None) for k in (1, 2)},
         },
     ),
 }

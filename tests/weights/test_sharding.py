@@ -22,7 +22,10 @@ CASES = [
         "spatial-in_out",
         "channel-in_out",
         "train-batch",
+        "train-batch_middle",
+        "train-ranks",
         "tucker-batch",
+        "tucker-factors",
     )
 ]
 

@@ -26,6 +26,7 @@ from lowrank_jax import (
     refactorize,
     regular,
     resolve,
+    spectral,
     spectral_ones,
     variance_matched,
 )
@@ -143,6 +144,14 @@ def test_the_other_initializers_are_refused(kind):
             made(kind, (6, 8), init)
     with pytest.raises(ValueError, match=r"k: a random initializer .*pass key"):
         made(kind, (6, 8), regular(), key=None)
+    for init, text in (
+        (spectral("zero"), "overcomplete='zero' .*one matrix: use 'complement'"),
+        (spectral(method="randomized"), "method='randomized' .*one matrix: use 'exact'"),
+        (spectral(middle_noise=0.1), "middle_noise=0.1 .*one matrix: leave it out"),
+        (regular(middle_noise=0.1), "middle_noise=0.1 .*one matrix: leave it out"),
+    ):
+        with pytest.raises(ValueError, match=f"k: {text}"):
+            made(kind, (6, 8), init)
     kernel = np.full((6, 8), np.nan, np.float32)
     with pytest.raises(ValueError, match="k: 48 of 48 entries are not finite"):
         factorize({"k": kernel}, [Rule("k", FixedRank(2), kind)])
@@ -182,6 +191,18 @@ def test_abstract_in_abstract_out(kind):
 # Application.
 
 
+@tensor_case
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_composed_kernel_is_rounded_once(case: Case, dtype):
+    leaves = {name: value.astype(dtype) for name, value in case.factors(seed=2).items()}
+    dense = case.kind(**jax.tree.map(jnp.asarray, leaves), **dict(case.axes)).dense()
+    assert dense.dtype == dtype
+    exact = naive_dense(case, leaves)
+    # Rounding moves an entry by half a unit in its last place; float32 sums are off by far less.
+    bound = float(jnp.finfo(dtype).eps) / 2 * np.abs(exact) + 1e-6 * np.abs(exact).max()
+    assert (np.abs(np.asarray(dense, np.float64) - exact) <= bound).all()
+
+
 @both_kinds
 def test_application_composes_the_kernel(kind):
     weight = made(kind, (1, 1, 6, 8), None, rank=FixedRank(2))
@@ -192,6 +213,11 @@ def test_application_composes_the_kernel(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no factored form"):
         conv_general_dilated(x, weight, (1, 1), "SAME", compose=False, **call)
+    grouped = call | {"feature_group_count": 2}
+    x2 = np.concatenate([x, -x], axis=-1)
+    expected = lax.conv_general_dilated(x2, weight.dense(), (1, 1), "SAME", **grouped)
+    found = conv_general_dilated(x2, weight, (1, 1), "SAME", **grouped)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     matrix = made(kind, (6, 8), None, rank=FixedRank(2))
     product = dot_general(x, matrix, (((3,), (0,)), ((), ())))
     np.testing.assert_allclose(product, x @ np.asarray(matrix.dense()), rtol=1e-4, atol=1e-5)
@@ -244,6 +270,8 @@ def test_refactorize_refuses(kind):
             refactorize(params, [rule])
     with pytest.raises(ValueError, match=r"k: ranks .*expected numbers from 1 to"):
         refactorize(params, [Rule("k", RankScale(2.0), kind)])
+    with pytest.raises(ValueError, match=r"k: overcomplete='zero' .*use 'complement'"):
+        refactorize(params, [Rule("k", FixedRank(2), kind)], overcomplete="zero")
 
 
 @both_kinds

@@ -1,4 +1,4 @@
-"""Progress lines: how often, and what they say."""
+"""ProgressLines lines: how often, and what they say."""
 
 from experiments.data import progress
 
@@ -6,7 +6,7 @@ from experiments.data import progress
 def test_a_line_a_second_and_one_at_the_end(monkeypatch, capsys):
     moment = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: moment)
-    shown = progress.Progress("archive.zip", 40)
+    shown = progress.ProgressLines("archive.zip", 40)
     for done, seconds in ((1, 0.0), (2, 0.5), (10, 1.1), (20, 2.0), (30, 2.2), (40, 2.3)):
         moment = 100.0 + seconds
         shown.show(done, f"{done} images")
