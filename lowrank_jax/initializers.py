@@ -107,9 +107,7 @@ class Initializer(abc.ABC):
 
 
 def _for_factors_only(found: str, instead: str) -> ValueError:
-    return ValueError(
-        f"{found}, and this kind of weight is made by decomposing one matrix: {instead}"
-    )
+    return ValueError(f"{found}, and this kind is made by decomposing one matrix: {instead}")
 
 
 def require_key(key: Any, what: str) -> Any:
@@ -154,14 +152,9 @@ class Spectral(Initializer):
     def one_matrix(self, matrix: Any, fans: Fans, key: Any) -> Any:
         if self.equal:
             return super().one_matrix(matrix, fans, key)
-        if self.overcomplete != "complement":
-            raise _for_factors_only(
-                f"overcomplete={self.overcomplete!r} pads two factors", "use 'complement'"
-            )
-        if self.method != "exact":
-            raise _for_factors_only(
-                f"method={self.method!r} decomposes into two factors", "use 'exact'"
-            )
+        for name, only in (("overcomplete", "complement"), ("method", "exact")):
+            if (found := getattr(self, name)) != only:
+                raise _for_factors_only(f"{name}={found!r} is for two factors", f"use {only!r}")
         return matrix
 
     def _on_host(

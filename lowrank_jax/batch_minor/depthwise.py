@@ -63,7 +63,7 @@ def kernel_gradient(
       ``(height taps, width taps, 1, channels)``.
     """
     x, y = x.astype(_of_sums(dtype)), y.astype(_of_sums(dtype))
-    sums = []
+    sums: list[jax.Array] = []
     for row, column in _taps(windows):
         # The compiler would hold the image at all taps at once, or keep it there since the forward
         # pass. A zero from the tap before makes it take one after the other, in the same memory.

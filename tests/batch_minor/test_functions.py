@@ -69,6 +69,7 @@ BODIES = {
     "groups": lambda y, k: [
         convolve(y, k[:, :, :2], feature_group_count=2),
         convolve(y, k[:, :, :1], feature_group_count=4),
+        convolve(y, jnp.concatenate([k, -k], 3)[:, :, :1], feature_group_count=4),
     ],
     "orders": lambda y, k: [y + jnp.flip(y, 1) * jnp.flip(y, (0, 3)), jnp.stack([y, -y], 1)],
     "sorts": lambda y, k: [jnp.sort(y, 1), lax.top_k(y, 4)],

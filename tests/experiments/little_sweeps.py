@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments import sweep
+from absl import flags
+
+from experiments import arguments, files, sweep
+from experiments.command_line import read_config
+from experiments.sweep_plan import SweepRun
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"{ROOT}/configs/cifar_resnet.py"
@@ -18,6 +22,12 @@ def sweep_file(folder: Path, *listed: dict[str, Any], shared: str = "") -> Path:
         f"def get_sweep():\n    return {[(CONFIG + shared, one) for one in listed]!r}\n"
     )
     return path
+
+
+def begin(run: SweepRun) -> None:
+    """Writes the config of a run to its folder, which is what a run does first."""
+    config, _ = read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")
+    files.write_json(run.folder / "config.json", arguments.settle(config).to_dict())
 
 
 def started(path: Path, out: Path, *options: str) -> int:

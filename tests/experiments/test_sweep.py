@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from little_sweeps import ROOT, started, sweep_file
+import tiny_main
+from little_sweeps import ROOT, begin, started, sweep_file
 
-from experiments import files, sweep
+from experiments import files, models, sweep
 from experiments.run_folder import held
 from experiments.sweep_plan import SweepRun, plan_sweep
 
@@ -57,7 +58,7 @@ def test_dry_run_and_commands_start_nothing(tmp_path, capsys):
     files.write_json(finished.folder / "result.json", {})
     files.write_json(finished.failure, {"message": "earlier"})
     files.write_json(failed.failure, {"message": "why"})
-    files.write_json(begun.folder / "config.json", {})
+    begin(begun)
     before = sorted(out.rglob("*"))
     assert started(path, out, "--dry-run") == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -126,7 +127,7 @@ def test_a_run_that_someone_else_stops_is_not_a_failure(children, tmp_path, caps
     path, out = sweep_file(tmp_path, *SEEDS), tmp_path / "out"
     children[1] = "print('stopped at step 3')"  # As after SIGTERM: exit code 0 and no result.
     children[2] = "os.kill(os.getpid(), signal.SIGTERM)"  # Before it could save anything.
-    assert started(path, out) == 0
+    assert started(path, out) == 1  # Not all that was asked for has been done.
     assert "3 runs: 1 finished, 2 stopped" in capsys.readouterr().out
     assert not list(out.glob("*.failure.json"))
 
@@ -214,7 +215,8 @@ def test_a_signal_lets_the_run_save_and_ends_the_sweep(children, tmp_path, capsy
     watcher = signalled(number, second.folder / "ready")
     assert started(path, out) == 128 + number
     watcher.join()
-    assert "seed2  stopped; it can be continued" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "seed2  stopping the run (again: kill it)\nstopped; it can be continued\n" in told
     assert (second.folder / "checkpoint").exists()
     assert first.finished and not third.log.exists()
     assert not list(out.glob("*.failure.json"))
@@ -241,12 +243,11 @@ def test_a_real_run_is_continued_and_finished(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     main = [sys.executable, str(Path(__file__).with_name("tiny_main.py"))]
     real = SweepRun.command.fget
-    monkeypatch.setattr(
-        SweepRun,
-        "command",
-        property(lambda run: [*main, *real(run)[3:], "--config.model.name=tiny"]),
+    monkeypatch.setattr(SweepRun, "command", property(lambda run: [*main, *real(run)[3:]]))
+    monkeypatch.setitem(models.MODELS, "tiny", tiny_main.ENTRY)
+    path = sweep_file(
+        tmp_path, {"runlocal": True, "model": "tiny", "rank_scale": 0.5, "batch_size": 256}
     )
-    path = sweep_file(tmp_path, {"runlocal": True, "rank_scale": 0.5, "batch_size": 256})
     (run,) = plan_sweep(path, tmp_path / "out")
     watcher = signalled(signal.SIGTERM, run.folder / "config.json")
     assert started(path, tmp_path / "out") == 143

@@ -7,13 +7,12 @@ import itertools
 
 import pytest
 from absl import flags
-from little_sweeps import CONFIG, ROOT, started, sweep_file
+from little_sweeps import CONFIG, ROOT, begin, started, sweep_file
 
-from experiments import arguments, grid, sweep
+from experiments import grid, sweep
 from experiments.command_line import read_config
 from experiments.describe import describe
 from experiments.errors import RunError
-from experiments.files import write_json
 from experiments.sweep_plan import find_sweep, plan_sweep
 
 
@@ -128,8 +127,7 @@ def test_a_shard_that_does_not_exist_is_refused(shard, capsys):
 def test_a_sweep_that_was_changed_is_not_taken_for_finished(tmp_path):
     out = tmp_path / "out"
     (run,) = plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=3"), out)
-    config, _ = read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")
-    write_json(run.folder / "config.json", arguments.settle(config).to_dict())
+    begin(run)
     assert plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=3"), out)[0] == run
     # A longer sweep keeps the names of what is there.
     longer = plan_sweep(sweep_file(tmp_path, {"seed": 1}, {"seed": 2}, shared=":epochs=3"), out)
