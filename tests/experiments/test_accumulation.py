@@ -57,7 +57,20 @@ def one_epoch(accumulate_steps: int, batch_minor: bool) -> tuple[TrainState, Any
         places,
     )
     config = ConfigDict({"accumulate_steps": accumulate_steps})
-    plan = Plan(config, None, tx, lambda step: 0.1, abstract, made, batch_minor, 0, 0)  # type: ignore[arg-type]
+    plan = Plan(
+        config=config,
+        table=lrj.Table(()),
+        tx=tx,
+        schedule=lambda step: 0.1,
+        abstract=abstract,
+        rank_scale=None,
+        mesh=made,
+        batch_minor=batch_minor,
+        parameters=0,
+        dense_parameters=0,
+        multiply_adds=0,
+        dense_multiply_adds=0,
+    )
     assert (loop_of(plan) is jax.lax.scan) == batch_minor
     run = dispatch_function(Regression(), plan, steps=2, batch_size=12)
     arrays = (jnp.asarray(X), jnp.asarray(Y))
