@@ -13,7 +13,8 @@ has to stay where it is until the new run is finished; a run that is continued l
 ranks of its kernels, and has everything else in its own folder.
 
 The size is one of `energy` (of the squared singular values of each kernel), `ratio` (of the dense
-network's parameters) and `rank_scale`; without any, energy=0.9. Truncating the singular values at
+network's parameters) and `rank_scale`; without any, energy=0.9, which compresses a network that has
+been trained for long, and may keep all of one that has not. Truncating the singular values at
 that size is the best approximation of each kernel in the Frobenius norm (Eckart and Young 1936).
 
 From RUN come the model, the data, the protocol, the augmentation, the batch size, the momentum and
