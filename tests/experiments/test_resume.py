@@ -116,7 +116,9 @@ def test_killed_at_ten_random_moments(reference: dict[str, Any], tmp_path: Path)
     assert outcome(tmp_path / "timed") == reference
 
 
-@pytest.mark.parametrize("argument", ["protocol=published", "variant=deep"])
+@pytest.mark.parametrize(
+    "argument", ["protocol=published", pytest.param("variant=deep", marks=pytest.mark.slow)]
+)
 def test_sigterm_in_the_middle_of_an_epoch(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,7 +168,12 @@ def test_dispatches_of_any_length_train_alike(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
-    "argument", ["decay=crs", "variant=deep,init=regular", "init=spectral_ones"]
+    "argument",
+    [
+        "variant=deep,init=regular",
+        pytest.param("decay=crs", marks=pytest.mark.slow),
+        pytest.param("init=spectral_ones", marks=pytest.mark.slow),
+    ],
 )
 def test_training_learns(argument: str, tmp_path: Path) -> None:
     """Whatever is chosen, the loss falls well below that of guessing, log 10 = 2.30."""
@@ -179,6 +184,7 @@ def test_training_learns(argument: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the entry point
 
 
+@pytest.mark.slow
 def test_the_command_itself(tmp_path: Path) -> None:
     """The real network, data and command; started again it says that it is finished."""
     folder = tmp_path / "run"
