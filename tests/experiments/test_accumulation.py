@@ -112,7 +112,6 @@ def test_the_state_sees_micro_batches_in_order(loop: Loop) -> None:
     np.testing.assert_allclose(found, [((8 / 2 + 1) / 2 + 2) / 2 + 4, 14 / 3, 3], rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_micro_batches_of_a_whole_run(
     tmp_path: Path,
     tiny: None,  # noqa: F811

@@ -171,8 +171,8 @@ def test_dispatches_of_any_length_train_alike(tmp_path: Path) -> None:
     "argument",
     [
         "variant=deep,init=regular",
-        pytest.param("decay=crs", marks=pytest.mark.slow),
-        pytest.param("init=spectral_ones", marks=pytest.mark.slow),
+        "decay=crs",
+        "init=spectral_ones",
     ],
 )
 def test_training_learns(argument: str, tmp_path: Path) -> None:
