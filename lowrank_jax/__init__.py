@@ -6,6 +6,7 @@ a pytree node that holds its factors and knows what dense kernel they stand for:
 * :func:`factorize` turns dense kernels into weights (spectral initialization by default),
   :func:`merge` turns them back;
 * :func:`frobenius_decay` and :func:`decay` are Optax transforms for such trees;
+* :mod:`lowrank_jax.export` saves them for other tools, or as programs that run alone;
 * :func:`batch_minor` makes a convolutional training step several times faster on a CPU;
 * :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
   ``lowrank_jax.linen`` (imported by itself, it needs flax) has layers that do.
@@ -14,12 +15,12 @@ Source: Khodak, Tenenholtz, Mackey and Fusi, "Initialization and Regularization 
 Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
-from lowrank_jax import diagnostics, initializers, restructure
+from lowrank_jax import diagnostics, export, initializers, restructure
 from lowrank_jax.batch_minor import batch_minor
 from lowrank_jax.budget import target_ratio
 from lowrank_jax.factorize import factorize, merge, refactorize
 from lowrank_jax.initializers import regular, spectral, spectral_ones, variance_matched
-from lowrank_jax.norm_replay import replay_norms
+from lowrank_jax.norm_replay import record_norms, recorded_norms, replay_norms
 from lowrank_jax.products import Product, products_by_suffix
 from lowrank_jax.ranks import (
     Energy,
@@ -68,6 +69,7 @@ __all__ = [
     "describe",
     "diagnostics",
     "dot_general",
+    "export",
     "factorize",
     "frobenius_decay",
     "frobenius_penalty",
@@ -75,6 +77,8 @@ __all__ = [
     "is_factorized",
     "merge",
     "products_by_suffix",
+    "record_norms",
+    "recorded_norms",
     "refactorize",
     "regular",
     "replay_norms",

@@ -1,10 +1,15 @@
-"""Norm replay: after every step, rescale factorized weights to norms recorded in another run.
+"""Norm replay: the norms of factorized weights recorded after every step, and set in another run.
 
     u <- u * sqrt(target / ||kernel||_F),    vt <- vt * sqrt(target / ||kernel||_F)
 
 Replaying the norms of a run with Frobenius decay in one without any decay shows how much of the
 effect of decay is the effective step size that the norm sets. Source: Khodak et al., ICLR 2021
 (arXiv 2105.01029), section 4 (analysis of Frobenius decay).
+
+Both transforms stand last in a chain, where they see the final updates:
+
+    recorded = optax.chain(decay(1e-4), optax.sgd(0.1), record_norms(steps))
+    replayed = optax.chain(optax.sgd(0.1), replay_norms(recorded_norms(opt_state)))
 """
 
 from __future__ import annotations
@@ -14,30 +19,109 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lowrank_jax.tree import factorized_weights, path_string, unbox
-from lowrank_jax.weights import FactorizedWeight, is_factorized
+from lowrank_jax.weights import is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
+
+SMALLEST_NORM = 1e-12
+"""A product whose norm is below this has no direction left that could be rescaled."""
+
+_NEVER = -1
+
+
+class RecordState(NamedTuple):
+    """Number of steps made, and the norms ``(steps,)`` after each of them by path."""
+
+    count: jax.Array  # type: ignore[assignment]
+    norms: dict[str, jax.Array]
 
 
 class ReplayState(NamedTuple):
-    """Number of steps made."""
+    """Number of steps made, and by path the step at which a weight vanished (-1: it did not)."""
 
     count: jax.Array  # type: ignore[assignment]
+    vanished: dict[str, jax.Array]
 
 
-def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+def record_norms(steps: int) -> optax.GradientTransformation:
+    """Records the Frobenius norm of every factorized weight after each step; changes nothing.
+
+    The last transform of a chain. The record is a part of the optimizer's state, so it is saved and
+    restored with it; :func:`recorded_norms` reads it.
+
+    Args:
+      steps: how many steps are recorded. Later ones are not.
+
+    Raises:
+      ValueError: ``steps`` is not positive; or at ``init``, nothing is factorized.
+
+    >>> from lowrank_jax.weights import LowRank
+    >>> params = {"kernel": LowRank(u=jnp.ones((4, 1)), vt=jnp.ones((1, 4)))}
+    >>> tx = optax.chain(optax.sgd(1.0), record_norms(10))
+    >>> _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    >>> recorded_norms(state)
+    {'kernel': array([4.], dtype=float32)}
+    """
+    if steps < 1:
+        raise ValueError(f"record_norms({steps}): expected a positive number of steps")
+
+    def init(params: Any) -> RecordState:
+        weights = factorized_weights(params)
+        if not weights:
+            raise ValueError("nothing is factorized, so that there are no norms to record")
+        norms = {path: jnp.zeros(steps, _norm_dtype(weight)) for path, weight in weights.items()}
+        return RecordState(jnp.zeros([], jnp.int32), norms)
+
+    def update(updates: Any, state: RecordState, params: Any = None) -> tuple[Any, RecordState]:
+        _require_params(params)
+        norms = dict(state.norms)
+
+        def visit(key_path: Any, old: Any, update: Any) -> None:
+            if is_factorized(old):
+                new = old if update is None else optax.apply_updates(old, update)
+                path = path_string(key_path)
+                norms[path] = norms[path].at[state.count].set(_norm(new), mode="drop")
+
+        jax.tree_util.tree_map_with_path(visit, params, updates, is_leaf=is_factorized)
+        return updates, RecordState(optax.safe_increment(state.count), norms)
+
+    return optax.GradientTransformation(init, update)
+
+
+def recorded_norms(opt_state: Any) -> dict[str, np.ndarray]:
+    """What :func:`record_norms` recorded: norms ``(steps made,)`` by path of the weight.
+
+    Args:
+      opt_state: of an optimizer with one :func:`record_norms` in it.
+
+    Raises:
+      ValueError: there is none in it, or more than one.
+    """
+    states = _states(opt_state, RecordState)
+    if len(states) != 1:
+        raise ValueError(f"expected one record_norms in the optimizer, found {len(states)}")
+    count = int(states[0].count)
+    return {path: np.asarray(norms)[:count] for path, norms in states[0].norms.items()}
+
+
+def replay_norms(record: Mapping[str, Any]) -> optax.GradientTransformation:
     """Rescales the factors so that after step t the norms are ``record[path][t]``.
 
     The last transform of a chain: it sees the final updates. ``m``, where there is one, is left
-    alone. Steps past the end of the record keep its last norms.
+    alone. Steps past the end of the record keep its last norms. A product with a norm below
+    ``SMALLEST_NORM`` cannot be rescaled to one above: that is an error, see
+    :func:`raise_if_vanished`; inside ``jax.jit``, where nothing can be raised, the factors become
+    NaN.
 
     Args:
       record: Frobenius norms ``(steps,)`` by path of the factorized weight, after each step.
 
     Raises:
-      ValueError: at ``init``, if the record's paths are not those of the factorized weights.
+      ValueError: at ``init``, if the record's paths are not those of the factorized weights; at
+        ``update`` outside ``jax.jit``, if a product has vanished.
 
     >>> from lowrank_jax.weights import LowRank
     >>> params = {"kernel": LowRank(u=jnp.ones((4, 1)), vt=jnp.ones((1, 4)))}
@@ -61,17 +145,26 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
                 raise ValueError(f"{path} is a {type(weight).__name__}, not a two-factor weight")
             if record[path].ndim != 1 or not len(record[path]):
                 raise ValueError(f"{path}: the record has shape {record[path].shape}, not (steps,)")
-        return ReplayState(jnp.zeros([], jnp.int32))
+        vanished = {path: jnp.full([], _NEVER, jnp.int32) for path in weights}
+        return ReplayState(jnp.zeros([], jnp.int32), vanished)
 
     def update(updates: Any, state: ReplayState, params: Any = None) -> tuple[Any, ReplayState]:
-        if params is None:  # Optax's own message, from Optax itself.
-            optax.add_decayed_weights(0.0).update(updates, optax.EmptyState(), None)
+        _require_params(params)
+        vanished = dict(state.vanished)
 
         def visit(key_path: Any, old: Any, update: Any) -> Any:
             if not is_factorized(old) or update is None:
                 return update
+            path = path_string(key_path)
             new = optax.apply_updates(old, update)
-            scale = _scale(unbox(new), record[path_string(key_path)], state.count)
+            norm = _norm(new)
+            target = record[path][jnp.minimum(state.count, len(record[path]) - 1)]
+            lost = (norm < SMALLEST_NORM) & (target >= SMALLEST_NORM)
+            vanished[path] = jnp.where(
+                lost & (vanished[path] == _NEVER), state.count, vanished[path]
+            )
+            ratio = target / jnp.where(norm < SMALLEST_NORM, target, norm)
+            scale = jnp.where(lost, jnp.nan, jnp.where(norm < SMALLEST_NORM, 1, jnp.sqrt(ratio)))
             scaled = new.replace(
                 **{
                     name: jax.tree.map(lambda x: (x * scale).astype(x.dtype), getattr(new, name))
@@ -81,13 +174,47 @@ def replay_norms(record: Mapping[str, jax.Array]) -> optax.GradientTransformatio
             return jax.tree.map(lambda goal, start: goal - start, scaled, old)
 
         updates = jax.tree_util.tree_map_with_path(visit, params, updates, is_leaf=is_factorized)
-        return updates, ReplayState(optax.safe_increment(state.count))
+        new_state = ReplayState(optax.safe_increment(state.count), vanished)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(new_state)):
+            raise_if_vanished(new_state)
+        return updates, new_state
 
     return optax.GradientTransformation(init, update)
 
 
-def _scale(weight: FactorizedWeight, norms: jax.Array, step: jax.Array) -> jax.Array:
-    """What both factors are multiplied by; 1 for a weight of zeros, which no factor changes."""
-    target = norms[jnp.minimum(step, len(norms) - 1)]
-    norm = jnp.sqrt(weight.squared_norm())
-    return jnp.where(norm > 0, jnp.sqrt(target / jnp.where(norm > 0, norm, 1)), 1)
+def raise_if_vanished(opt_state: Any) -> None:
+    """Tells why parameters became NaN under :func:`replay_norms`.
+
+    Args:
+      opt_state: of any optimizer, its values at hand.
+
+    Raises:
+      ValueError: a product's norm was below ``SMALLEST_NORM`` where the recorded one was not.
+    """
+    for state in _states(opt_state, ReplayState):
+        steps = {path: int(step) for path, step in state.vanished.items() if int(step) != _NEVER}
+        if steps:
+            path, step = min(steps.items(), key=lambda item: item[1])
+            raise ValueError(
+                f"{path}: after step {step + 1} the norm of the product is below "
+                f"{SMALLEST_NORM:g}, and the recorded one is not: there is nothing left that could "
+                "be rescaled"
+            )
+
+
+def _states(opt_state: Any, kind: type) -> list[Any]:
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return [node for node in nodes if isinstance(node, kind)]
+
+
+def _require_params(params: Any) -> None:
+    if params is None:  # Optax's own message, from Optax itself.
+        optax.add_decayed_weights(0.0).update({}, optax.EmptyState(), None)
+
+
+def _norm(weight: Any) -> jax.Array:
+    return jnp.sqrt(unbox(weight).squared_norm())
+
+
+def _norm_dtype(weight: Any) -> Any:
+    return jax.eval_shape(_norm, weight).dtype

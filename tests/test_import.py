@@ -5,7 +5,15 @@ import sys
 
 import lowrank_jax
 
-HEAVY = ("flax", "orbax", "tensorflow", "tensorflow_datasets", "ml_collections", "experiments")
+HEAVY = (
+    "flax",
+    "safetensors",
+    "orbax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "ml_collections",
+    "experiments",
+)
 
 
 def run(code):
@@ -51,6 +59,7 @@ def test_public_names():
         "describe",
         "diagnostics",
         "dot_general",
+        "export",
         "factorize",
         "frobenius_decay",
         "frobenius_penalty",
@@ -58,6 +67,8 @@ def test_public_names():
         "is_factorized",
         "merge",
         "products_by_suffix",
+        "record_norms",
+        "recorded_norms",
         "refactorize",
         "regular",
         "replay_norms",

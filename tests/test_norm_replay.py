@@ -1,4 +1,4 @@
-"""Norm replay: the recorded norms are those after every step, and nothing else changes."""
+"""Norms recorded and replayed: they are those after every step, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import optax
 import pytest
 from flax import linen as nn
 
-from lowrank_jax import FixedRank, LowRank, Rule, SpatialLowRank, factorize, replay_norms
+from lowrank_jax import (
+    FixedRank,
+    LowRank,
+    Rule,
+    SpatialLowRank,
+    factorize,
+    frobenius_decay,
+    record_norms,
+    recorded_norms,
+    replay_norms,
+)
+from lowrank_jax.norm_replay import raise_if_vanished
 from lowrank_jax.weights import FactorizedWeight, register_weight
 
 STEPS = 4
@@ -71,9 +82,99 @@ def test_other_leaves_integers_and_missing_updates_pass_through() -> None:
     assert found["step"] == 5 and found["step"].dtype == jnp.int32 and found["bias"] is None
 
 
-def test_a_weight_of_zeros_stays_one() -> None:
-    params = {"w": LowRank(jnp.zeros((3, 1)), jnp.zeros((1, 3)))}
+def test_norms_are_recorded_after_every_step_and_nothing_changes() -> None:
+    params = weights()
+    del params["step"]
+    plain = optax.chain(frobenius_decay(0.1), optax.adam(0.05))
+    tx = optax.chain(plain, record_norms(STEPS))
+    state, plain_state, update = tx.init(params), plain.init(params), jax.jit(tx.update)
+    expected: dict[str, list[float]] = {"conv": [], "deep": []}
+    for step in range(STEPS + 2):  # The last two are past the end of the record.
+        gradient = jax.tree.map(lambda x, step=step: jnp.sin(7 * x + step), params)
+        updates, state = update(gradient, state, params)
+        undisturbed, plain_state = jax.jit(plain.update)(gradient, plain_state, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, undisturbed)
+        params = optax.apply_updates(params, updates)
+        for path, norms in expected.items():
+            norms.append(norm(params[path]))
+        found = recorded_norms(state)
+        assert {len(norms) for norms in found.values()} == {min(step + 1, STEPS)}
+    for path, norms in expected.items():
+        np.testing.assert_allclose(found[path], norms[:STEPS], rtol=1e-6)
+
+
+def test_a_recorded_run_can_be_replayed_without_its_decay() -> None:
+    def train(tx: optax.GradientTransformation) -> tuple[Any, list[dict[str, float]]]:
+        params, norms = weights(), []
+        del params["step"]
+        state = tx.init(params)
+        for step in range(STEPS):
+            gradient = jax.tree.map(lambda x, step=step: jnp.sin(7 * x + step), params)
+            updates, state = jax.jit(tx.update)(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+            norms.append({path: norm(params[path]) for path in ("conv", "deep")})
+        return state, norms
+
+    decayed = optax.chain(frobenius_decay(0.5), optax.sgd(0.01), record_norms(STEPS))
+    state, norms = train(decayed)
+    _, replayed = train(optax.chain(optax.sgd(0.01), replay_norms(recorded_norms(state))))
+    _, free = train(optax.sgd(0.01))
+    for step in range(STEPS):
+        assert replayed[step] == pytest.approx(norms[step], rel=1e-5)
+        assert free[step]["conv"] > 1.001 * norms[step]["conv"]
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a positive number of steps"):
+        record_norms(0)
+    with pytest.raises(ValueError, match="nothing is factorized"):
+        record_norms(3).init({"kernel": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="expected one record_norms in the optimizer, found 0"):
+        recorded_norms(optax.adam(0.1).init(weights()))
+    twice = optax.chain(record_norms(2), record_norms(3))
+    with pytest.raises(ValueError, match="found 2"):
+        recorded_norms(twice.init(weights()))
+
+
+def test_the_record_is_planned_by_shapes() -> None:
+    state = jax.eval_shape(record_norms(7).init, weights())
+    assert {path: leaf.shape for path, leaf in state.norms.items()} == {"conv": (7,), "deep": (7,)}
+
+
+# The norm of the product is 3 * (3e-7)^2 = 2.7e-13.
+VANISHED = {"w": LowRank(jnp.full((3, 1), 3e-7), jnp.full((1, 3), 3e-7))}
+
+
+def test_a_product_that_has_vanished_is_an_error() -> None:
+    params = {"v": LowRank(jnp.ones((2, 1)), jnp.ones((1, 2))), **VANISHED}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = optax.chain(optax.sgd(0.1), replay_norms({"v": jnp.ones(2), "w": jnp.array([1e-13, 1])}))
+    message = r"w: after step 2 the norm of the product is below 1e-12"
+    state = tx.init(params)
+    _, state = tx.update(zeros, state, params)  # The recorded norm is below as well: nothing to do.
+    with pytest.raises(ValueError, match=message):
+        tx.update(zeros, state, params)
+    updates, state = jax.jit(tx.update)(zeros, state, params)
+    assert jnp.isnan(updates["w"].u).all() and jnp.isfinite(updates["v"].u).all()
+    with pytest.raises(ValueError, match=message):
+        raise_if_vanished(state)
+    # The first step at which it happened stays the one that is told.
+    _, state = jax.jit(tx.update)(zeros, state, params)
+    with pytest.raises(ValueError, match=message):
+        raise_if_vanished(state)
+
+
+def test_a_small_product_is_rescaled_while_it_has_a_direction() -> None:
+    params = jax.tree.map(lambda leaf: 10 * leaf, VANISHED)
     tx = replay_norms({"w": jnp.ones(1)})
+    updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    raise_if_vanished(state)
+    assert norm(optax.apply_updates(params, updates)["w"]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_weight_of_zeros_stays_one_where_zero_was_recorded() -> None:
+    params = {"w": LowRank(jnp.zeros((3, 1)), jnp.zeros((1, 3)))}
+    tx = replay_norms({"w": jnp.zeros(1)})
     found, _ = tx.update(params, tx.init(params), params)
     assert not any(leaf.any() for leaf in jax.tree.leaves(found))
 
