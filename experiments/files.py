@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.errors import RunError
+from lowrank_jax.export.whole_files import write_whole
 
 
 @contextlib.contextmanager
@@ -35,20 +36,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
       RunError: if the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with writing(target):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+    with writing(path):
+        write_whole({Path(path): content})
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:

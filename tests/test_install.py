@@ -17,7 +17,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = PROJECT["dependencies"] + [
     requirement for extra in EXTRAS.values() for requirement in extra
 ]
-# JAX itself requires SciPy. Flax belongs to lowrank_jax.linen.
+# JAX itself requires SciPy. Flax belongs to lowrank_jax.linen, safetensors to lowrank_jax.export.
 CORE = {"jax", "numpy", "optax", "scipy", "lowrank_jax"}
 
 
@@ -48,8 +48,8 @@ def test_the_version_is_the_declared_one():
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_the_library_imports_what_it_declares(path: Path):
-    allowed = CORE | ({"flax"} if "linen" in path.parts else set())
-    assert imported(path) <= allowed
+    of_extras = {"linen": {"flax"}, "export": {"safetensors"}}
+    assert imported(path) <= CORE.union(*(of_extras.get(part, set()) for part in path.parts))
 
 
 def test_there_is_a_type_marker_and_a_licence():

@@ -69,8 +69,10 @@ def conv_general_dilated(
     Args:
       x: the input.
       w: the kernel, an array or a factorized weight (whose geometry is HWIO).
-      window_strides, padding, *args, **kwargs: as in ``lax.conv_general_dilated``.
+      window_strides, padding: as in ``lax.conv_general_dilated``.
+      *args: its further arguments.
       compose: as in :func:`dot_general`.
+      **kwargs: its further arguments, by name.
 
     Raises:
       ValueError: a grouped convolution or a stacked kernel, of a kind with two factors (a kind that

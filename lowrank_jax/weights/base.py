@@ -39,7 +39,7 @@ class FactorizedWeight(abc.ABC):
     rank_count: ClassVar[int] = 1
     """How many numbers its rank is; with several, the rank is a tuple."""
     rule_depths: ClassVar[tuple[int, ...]] = (2,)
-    """What a rule may ask for as ``depth``: 3, too, where there can be a square middle factor."""
+    """What a rule may ask for as ``depth``; 3, too, where there can be a square middle factor."""
 
     # What a kind must say.
 
@@ -98,6 +98,7 @@ class FactorizedWeight(abc.ABC):
 
     @property
     def ndim(self) -> int:
+        """Number of axes of the dense kernel, batch axes included."""
         return len(self.shape)
 
     @property
@@ -117,7 +118,7 @@ class FactorizedWeight(abc.ABC):
 
     @property
     def factor_axes(self) -> dict[str, tuple[int | str | None, ...]]:
-        """For each factor, the dense axis each of its axes comes from; here: none is known."""
+        """For each factor, the dense axis each of its axes comes from; none is known here."""
         return {name: (None,) * jnp.ndim(value) for name, value in self.children()}
 
     @property

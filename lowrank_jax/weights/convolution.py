@@ -103,17 +103,13 @@ class ConvolutionWeight(TwoFactorWeight):
 
         if compose is None:
             hidden, output = jax.eval_shape(factored, x, self.u, self.vt)
-            compose = self._composing_is_cheaper(hidden.shape, output.shape, numbers.out_spec)
+            positions = math.prod(output.shape) // output.shape[numbers.out_spec[1]]
+            hidden_positions = math.prod(hidden.shape) // self.rank
+            compose = self.composing_is_cheaper(
+                positions,
+                hidden_positions * math.prod(self.u.shape) + positions * math.prod(self.vt.shape),
+            )
         if compose:
             dense = self.dense(precision=precision)
             return convolve(x, dense, None, numbers, preferred_element_type)
         return factored(x, self.u, self.fold_middle(precision))[1]
-
-    def _composing_is_cheaper(
-        self, hidden: Sequence[int], output: Sequence[int], out_spec: Sequence[int]
-    ) -> bool:
-        kernel = math.prod(self.shape)
-        positions = math.prod(output) // output[out_spec[1]]
-        hidden_positions = math.prod(hidden) // self.rank
-        factored = hidden_positions * math.prod(self.u.shape) + positions * math.prod(self.vt.shape)
-        return factored > kernel * (self.rank + positions)

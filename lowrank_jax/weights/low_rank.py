@@ -99,7 +99,7 @@ class LowRank(TwoFactorWeight):
                 x.shape[axis] for axis in (*x_contract, *x_batch)
             )
             n_in, n_out = self.geometry(**self.axes).matrix_shape(self.shape)
-            compose = rows * self.rank * (n_in + n_out) > n_in * n_out * (self.rank + rows)
+            compose = self.composing_is_cheaper(rows, rows * self.rank * (n_in + n_out))
         if compose:
             return lax.dot_general(
                 x,

@@ -41,8 +41,9 @@ class TensorTrain(TensorizedWeight):
     Made by ``Rule(pattern, RankScale(0.7), TensorTrain)``; ``rank`` is ``(r1, r2)``.
 
     Attributes:
-      core1, core2, core3: ``(*batch, 1, d1, r1)``, ``(*batch, r1, d2, r2)`` and
-        ``(*batch, r2, d3, 1)``.
+      core1: ``(*batch, 1, d1, r1)``.
+      core2: ``(*batch, r1, d2, r2)``.
+      core3: ``(*batch, r2, d3, 1)``.
       outputs: the size of the dense kernel's last axis.
       spatial_axes: how many axes of size one the dense kernel has before its last two: 2 or 0.
 

@@ -47,8 +47,12 @@ class Tucker(TensorizedWeight):
     Made by ``Rule(pattern, RankScale(0.7), Tucker)``; ``rank`` is ``(r1, r2, r3)``.
 
     Attributes:
-      core1, core2, core3: ``(*batch, 1, r1, b)``, ``(*batch, b, r2, r3)``, ``(*batch, r3, r3, 1)``.
-      factor1, factor2, factor3: ``(*batch, d_k, r_k)``.
+      core1: ``(*batch, 1, r1, b)``.
+      core2: ``(*batch, b, r2, r3)``.
+      core3: ``(*batch, r3, r3, 1)``.
+      factor1: ``(*batch, d1, r1)``.
+      factor2: ``(*batch, d2, r2)``.
+      factor3: ``(*batch, d3, r3)``.
       outputs: the size of the dense kernel's last axis.
       spatial_axes: how many axes of size one the dense kernel has before its last two: 2 or 0.
 

@@ -102,6 +102,18 @@ class TwoFactorWeight(FactorizedWeight):
         before, after = geometry.labels(geometry.vt, "s"), geometry.labels(geometry.vt, "r")
         return jnp.einsum(f"...rs,...{before}->...{after}", self.m, self.vt, precision=precision)
 
+    def composing_is_cheaper(self, positions: Any, factored: Any) -> bool:
+        """Whether one product with the composed kernel costs fewer multiply-adds than two.
+
+        Args:
+          positions: how many vectors the kernel is applied to. A number that is left open, as
+            ``jax.export`` does for a batch, stands for large ones: composing costs nothing then.
+          factored: multiply-adds of the two products.
+        """
+        kernel = math.prod(self.geometry(**self.axes).matrix_shape(self.shape))
+        composing = kernel * self.rank if isinstance(positions, int) else 0
+        return factored > composing + kernel * positions
+
     def dense(self, *, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> jax.Array:
         geometry = self.geometry(**self.axes)
         u, vt = geometry.labels(geometry.u, "r"), geometry.labels(geometry.vt, "r")

@@ -1,0 +1,202 @@
+"""Exports a finished run: `python -m experiments.export RUN --format=FORMAT [--out=PATH]`
+
+    factored   the variables as they were trained, as a safetensors file
+    merged     likewise, with every factorized weight as the dense kernel that it stands for
+    program    a folder with the network, its weights and the normalisation of images in one: uint8
+               images of the data set in, logits out. It runs where there is JAX, without this
+               project and without flax, for any batch size
+
+By default that is RUN/export/factored.safetensors, RUN/export/merged.safetensors or
+RUN/export/program.
+
+What was written is read back and compared before the command ends: files with the run's variables,
+array by array, a program by its logits on test images. The data set has to be at hand, since the
+test images and (under `protocol=ours`) the mean and deviation of the pixels are its own.
+
+A program computes in float32, whatever the run was trained in. Of its kernels, those whose factors
+have fewer entries than the kernel stay factored, and the others are merged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import files, tasks
+from experiments.command_line import exit_code
+from experiments.data import image_set
+from experiments.data.pipeline import evaluation_batch
+from experiments.errors import RunError
+from experiments.finished_run import FinishedRun
+from experiments.merging import TOLERANCE
+from experiments.result import FILE_NAME as RESULT
+from experiments.state import Variables
+from lowrank_jax.tree import map_kernels
+
+FORMATS = ("factored", "merged", "program")
+FOLDER = "export"
+
+
+def export(folder: Path, form: str, out: Path | None = None) -> str:
+    """Exports one finished run in one of `FORMATS`.
+
+    Args:
+      folder: of the run.
+      form: one of `FORMATS`.
+      out: the file or folder to write; in the run folder by default.
+
+    Returns:
+      What was written and how to use it, as text to print.
+
+    Raises:
+      RunError: the run is not finished or damaged, its data is not at hand, what it is written to
+        cannot be, or what was written does not agree with the run.
+    """
+    run = FinishedRun.read(folder)
+    task = tasks.load(run.config)
+    state = run.restore(task.network, task.data)
+    variables = jax.device_get(Variables(state.params, state.model_state))
+    revision = files.read_json(folder / RESULT).get("commit")
+    metadata = description(run.config, task, run.accuracy, revision)
+    path = out or folder / FOLDER / ("program" if form == "program" else f"{form}.safetensors")
+    write = {"factored": _write, "merged": _write_merged, "program": _write_program}[form]
+    try:
+        with files.writing(path):
+            written, usage = write(path, task, variables, metadata)
+    except (ImportError, ValueError) as error:
+        raise RunError(f"{path}: {error}") from error
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+    count = lrj.describe(written).parameters
+    return (
+        f"{path}: {form}, {count:,} parameters, {size:,} bytes, read back and compared\n"
+        f"recorded test accuracy {run.accuracy:.2%}; to use it:\n{usage}"
+    )
+
+
+def description(
+    config: ConfigDict, task: Any, accuracy: float, commit: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a model is and what it expects, as plain data for the manifest of an export.
+
+    Args:
+      config: of the run, settled.
+      task: of the run, see `experiments.tasks`.
+      accuracy: on the test images, a fraction.
+      commit: of the source tree that trained it, see `experiments.result.commit`.
+    """
+    return {
+        "run": config.name,
+        "seed": config.seed,
+        "commit": commit,
+        "model": config.model.to_dict(),
+        "kind": config.kind,
+        "classes": image_set(config.data.name).num_classes,
+        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
+        "images": {
+            "size": task.pipeline.size,
+            "mean": [float(mean) for mean in task.pipeline.mean],
+            "std": [float(std) for std in task.pipeline.std],
+        },
+        "test_accuracy": accuracy,
+    }
+
+
+def fewest_entries(params: Any) -> Any:
+    """The same kernels, those dense whose factors have no fewer entries."""
+    larger = {row.path for row in lrj.describe(params).rows if row.breaks_even}
+    return map_kernels(lambda path, kernel: kernel.dense() if path in larger else kernel, params)
+
+
+def logits_function(task: Any, variables: Variables) -> Callable[[Any], Any]:
+    """The trained network with its preprocessing: uint8 images as they are stored, to logits.
+
+    It can be traced with a number of images that is left open.
+    """
+    network = dataclasses.replace(task.network, model=task.network.model.clone(dtype=jnp.float32))
+    one = np.zeros(1, np.int32)
+
+    def normalised(image: Any) -> Any:
+        images, _ = evaluation_batch(image[None], one, one, task.pipeline)
+        return images[0]
+
+    # Image by image, since the pipeline counts its images.
+    return lambda images: network.apply(
+        variables.params, variables.model_state, jax.vmap(normalised)(images)
+    )
+
+
+def _write(
+    path: Path, task: Any, variables: Variables, metadata: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """Writes the variables; returns the parameters and what to do with them."""
+    tree = {"params": variables.params, **variables.model_state}
+    lrj.export.save(path, tree, metadata)
+    lrj.export.load(path, tree)
+    size = task.pipeline.size
+    return variables.params, (
+        "    import lowrank_jax as lrj\n"
+        f'    variables = lrj.export.load("{path}")\n'
+        "    logits = model.apply(variables, images, False)\n"
+        f"images: float32 (batch, {size}, {size}, 3), normalised by the mean and std that are in "
+        'lrj.export.read_manifest(…)["metadata"]'
+    )
+
+
+def _write_merged(
+    path: Path, task: Any, variables: Variables, metadata: Mapping[str, Any]
+) -> tuple[Any, str]:
+    merged = Variables(jax.device_get(lrj.merge(variables.params)), variables.model_state)
+    return _write(path, task, merged, metadata)
+
+
+def _write_program(
+    path: Path, task: Any, variables: Variables, metadata: Mapping[str, Any]
+) -> tuple[Any, str]:
+    """Writes the program, and compares its logits with those of the network as trained."""
+    params = fewest_entries(variables.params)
+    images = task.splits["test"][0][:8]
+    function = logits_function(task, Variables(params, variables.model_state))
+    lrj.export.save_program(path, function, images, metadata=metadata)
+    program = lrj.export.load_program(path)
+    with jax.default_matmul_precision("highest"):
+        expected = np.asarray(jax.jit(logits_function(task, variables))(images))
+    for count in (1, len(images)):
+        apart = np.max(np.abs(program(images[:count]) - expected[:count]))
+        if not apart <= TOLERANCE * np.max(np.abs(expected)):
+            raise ValueError(
+                f"its logits differ from those of the run by {apart:.2e}, and the largest is "
+                f"{np.max(np.abs(expected)):.2e}"
+            )
+    shape = ", ".join(map(str, images.shape[1:]))
+    return params, (
+        "    from predict import load  # In that folder; it needs jax, numpy and flatbuffers.\n"
+        f'    logits = load("{path}")(images)\n'
+        f"images: uint8 (batch, {shape}), as the data set has them; or as a file:\n"
+        f"    python {path / 'predict.py'} images.npy"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.export", description="Exports a finished run."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--out", type=Path, help="file or folder to write (default: RUN/export/…)")
+    options = parser.parse_args(argv)
+    return exit_code(lambda: print(export(options.run, options.format, options.out)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
