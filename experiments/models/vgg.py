@@ -34,7 +34,8 @@ from lowrank_jax.linen import Dense
 FACTORIZED = r"layer_(?!1/)\d+/conv/kernel"
 
 _CHANNELS = (64, 128, 256, 512, 512)
-_LAYERS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+# Convolutions in each stage, by depth.
+LAYERS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class Layer(nn.Module):
@@ -67,8 +68,8 @@ class VGG(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        if self.depth not in _LAYERS:
-            known = ", ".join(map(str, _LAYERS))
+        if self.depth not in LAYERS:
+            known = ", ".join(map(str, LAYERS))
             raise ValueError(f"a VGG of depth {self.depth} does not exist: depth is one of {known}")
         super().__post_init__()
 
@@ -77,9 +78,7 @@ class VGG(nn.Module):
         # Argument 2 is `train`, behind the module and its input.
         layer = nn.remat(Layer, static_argnums=2) if self.remat else Layer
         x, index = images, 0
-        for stage, (channels, layers) in enumerate(
-            zip(_CHANNELS, _LAYERS[self.depth], strict=True)
-        ):
+        for stage, (channels, layers) in enumerate(zip(_CHANNELS, LAYERS[self.depth], strict=True)):
             if stage > 0:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             for _ in range(layers):
