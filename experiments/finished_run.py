@@ -22,7 +22,7 @@ from experiments.errors import RunError
 from experiments.mesh import on_this_machine
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Data
-from experiments.state import TrainState
+from experiments.state import Plan, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,19 @@ class FinishedRun:
             names = f"{RESULT}, {run_folder.CONFIG} or {run_folder.DATA}"
             raise RunError(f"{folder}: {names} is damaged: {error!r}") from error
 
+    def plan(self, network: Any) -> Plan:
+        """The plan of the run by its own table, onto the devices there are.
+
+        Args:
+          network: the dense network of the run, see `experiments.state.plan`.
+
+        Raises:
+          RunError: the network is another one, or the table cannot be read.
+        """
+        table = run_folder.read_table(self.folder)
+        batches_per_epoch = self.step // self.config.epochs
+        return states.plan(on_this_machine(self.config), network, batches_per_epoch, table)
+
     def restore(self, network: Any, data: Data) -> TrainState:
         """The final state, factorized as it was trained.
 
@@ -79,17 +92,15 @@ class FinishedRun:
           RunError: it is other data, the network is another one, or there is no checkpoint of the
             final step that is whole.
         """
-        table = run_folder.read_table(self.folder)
-        run_folder.examine(self.folder, self.config, data, table)
-        # The number of steps matters to the schedules, and not to what a state consists of.
-        plan = states.plan(on_this_machine(self.config), network, 1, table)
+        run_folder.examine(self.folder, self.config, data, run_folder.read_table(self.folder))
+        plan = self.plan(network)
         checkpoints = Checkpoints(self.folder, self.config.keep_checkpoints, read_only=True)
         with contextlib.closing(checkpoints):
             state, _ = checkpoints.restore(
                 self.step,
                 plan.abstract,
                 config=self.config,
-                table=table,
+                table=plan.table,
                 fingerprint=data.fingerprint,
             )
         return state

@@ -1,0 +1,209 @@
+"""What inference costs: parameters, multiply-adds and measured time of a run's network, as
+
+    dense       the ordinary network that ratios are relative to
+    factored    as it was trained, every kernel applied as the run applies it (`forms.json`)
+    merged      every factorized weight as the dense kernel that it stands for
+
+Timed is one call, from images to logits, both on one device, compiled, in the precision of the run:
+for a single example and for the batch of evaluation. The three take turns (see
+`benchmark/alternation.py`), so that a change of the machine's speed meets all of them.
+
+Where training stores its images batch-minor, each form is timed in whichever of the two layouts it
+is faster in: on a CPU, dense networks often are in the layout as written, factored ones in the
+other. Where merged and dense are the same network with other numbers in it, they are one compiled
+program, and what their times differ by is noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+import lowrank_jax as lrj
+from experiments import run_folder
+from experiments.benchmark.alternation import Say, Turn, alternate, timed
+from experiments.data import image_set
+from experiments.finished_run import FinishedRun
+from experiments.multiply_adds import multiply_adds
+from experiments.result import hardware
+from experiments.tasks.classification import Network
+
+_SECONDS = 3.0  # For the turns at one batch size, unless the fewest take longer.
+_FEWEST_TURNS, _MOST_TURNS = 3, 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """One call of a network.
+
+    Attributes:
+      batch_size: examples in the call.
+      multiply_adds: of one example; a kernel that is composed is composed once for the call.
+      layout: in which it is faster, ``as_written`` or ``batch_minor``.
+      turns: how many calls were timed.
+      median_s: seconds of the call; ``lower_quartile_s``, ``upper_quartile_s``: their spread.
+    """
+
+    batch_size: int
+    multiply_adds: int
+    layout: str
+    turns: int
+    lower_quartile_s: float
+    median_s: float
+    upper_quartile_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class FormCost:
+    """One of the three networks: its parameters, and its latency at each batch size."""
+
+    parameters: int
+    latencies: tuple[Latency, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceCost:
+    """What inference costs on this machine. It prints as a table.
+
+    Attributes:
+      hardware: see `experiments.result.hardware`.
+      precision: what products are computed in.
+      merged_is_dense: whether merged and dense are one program.
+      dense, factored, merged: the three networks.
+    """
+
+    hardware: Mapping[str, Any]
+    precision: str
+    merged_is_dense: bool
+    dense: FormCost
+    factored: FormCost
+    merged: FormCost
+
+    def __str__(self) -> str:
+        device = f"{self.hardware['cpu']}, {self.hardware['cores']} cores"
+        if self.hardware["platform"] != "cpu":
+            device = self.hardware["device_kind"]
+        lines = [
+            f"  inference on {device}, {self.precision}",
+            "            parameters  batch  multiply-adds  layout       ms a call  (quartiles)",
+        ]
+        costs = {"dense": self.dense, "factored": self.factored, "merged": self.merged}
+        for at in range(len(self.dense.latencies)):
+            for form, cost in costs.items():
+                one = cost.latencies[at]
+                low, median, high = (
+                    f"{1e3 * seconds:.4g}"
+                    for seconds in (one.lower_quartile_s, one.median_s, one.upper_quartile_s)
+                )
+                lines.append(
+                    f"  {form:8}  {cost.parameters:10,}  {one.batch_size:5}  "
+                    f"{one.multiply_adds:13,}  {one.layout:11}  {median:>9}  ({low} to {high})"
+                )
+        if self.merged_is_dense:
+            lines.append("  dense and merged are the same program: what they differ by is noise")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Contender:
+    """A network with its variables on the device, and its compiled function by layout."""
+
+    network: Network
+    params: Any
+    model_state: Any
+    functions: Mapping[str, Callable[..., Any]]
+
+    def turn(self, layout: str, images: jax.Array) -> Turn:
+        function = self.functions[layout]
+        return timed(lambda: jax.block_until_ready(function(self.params, self.model_state, images)))
+
+
+def measure(run: FinishedRun, say: Say = print) -> InferenceCost:
+    """Measures the network of a finished run on the default device.
+
+    Args:
+      run: its data is not needed.
+      say: where a line goes when it takes long.
+
+    Raises:
+      RunError: its checkpoint cannot be restored, or a file is damaged.
+    """
+    data = image_set(run.config.data.name)
+    network = Network.of(run.config, data.num_classes, data.image_size)
+    contenders = _contenders(run, network)
+    latencies: dict[str, list[Latency]] = {form: [] for form in contenders}
+    for batch_size in sorted({1, run.config.eval_batch_size}):
+        for form, latency in _latencies(contenders, batch_size, say).items():
+            latencies[form].append(latency)
+    costs = {
+        form: FormCost(lrj.describe(contender.params).parameters, tuple(latencies[form]))
+        for form, contender in contenders.items()
+    }
+    return InferenceCost(
+        hardware=hardware(),
+        precision=run.config.precision,
+        merged_is_dense=network.ordinary == network,
+        **costs,
+    )
+
+
+def _contenders(run: FinishedRun, network: Network) -> dict[str, _Contender]:
+    plan = run.plan(network)
+    state = run.restore(network, run.data)
+    forms = run_folder.read_forms(run.folder, plan.table)
+    device = jax.local_devices()[0]
+
+    def contender(network: Network, params: Any, model_state: Any) -> _Contender:
+        functions = {"as_written": jax.jit(network.apply)}
+        if plan.batch_minor:
+            functions["batch_minor"] = jax.jit(plan.in_layout(network.apply))
+        params, model_state = jax.device_put((params, model_state), device)
+        return _Contender(network, params, model_state, functions)
+
+    in_forms = network.in_forms(forms.compose) if forms and forms.compose else network
+    merged = contender(network, lrj.merge(state.params), state.model_state)
+    ordinary = jax.jit(network.ordinary.init)(jax.random.key(0))
+    params = ordinary.pop("params")
+    dense = contender(network.ordinary, params, ordinary)
+    if network.ordinary == network:  # One program: compiled once.
+        dense = dataclasses.replace(dense, functions=merged.functions)
+    factored = contender(in_forms, state.params, state.model_state)
+    return {"dense": dense, "factored": factored, "merged": merged}
+
+
+def _latencies(
+    contenders: Mapping[str, _Contender], batch_size: int, say: Say
+) -> dict[str, Latency]:
+    example = next(iter(contenders.values())).network.example(batch_size)
+    images = jax.random.normal(jax.random.key(batch_size), example.shape, example.dtype)
+    trials: dict[str, tuple[float, str]] = {}
+    for form, one in contenders.items():
+        same = [other for other in trials if contenders[other].functions is one.functions]
+        trials[form] = trials[same[0]] if same else _fastest(one, images)
+    turns = {form: one.turn(trials[form][1], images) for form, one in contenders.items()}
+    round_seconds = sum(seconds for seconds, _ in trials.values())
+    rounds = max(_FEWEST_TURNS, min(_MOST_TURNS, int(_SECONDS / round_seconds)))
+    seconds = alternate(turns, rounds, say).seconds
+    found = {}
+    for form, one in contenders.items():
+        low, median, high = statistics.quantiles(seconds[form], n=4, method="inclusive")
+        count = multiply_adds(one.network.apply, one.params, one.model_state, example)
+        found[form] = Latency(
+            batch_size, count // batch_size, trials[form][1], rounds, low, median, high
+        )
+    return found
+
+
+def _fastest(contender: _Contender, images: jax.Array) -> tuple[float, str]:
+    """Seconds and layout of the shortest call, of one in each layout."""
+
+    def second_call(layout: str) -> float:
+        turn = contender.turn(layout, images)
+        turn()  # This one compiles.
+        return turn()
+
+    return min((second_call(layout), layout) for layout in contender.functions)
