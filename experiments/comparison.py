@@ -26,6 +26,8 @@ from experiments.errors import RunError
 
 FEWEST_SEEDS = 3  # for an interval, and so for any claim
 
+_FEWEST_COEFFICIENTS = 3  # of weight decay, for a study of it
+
 _MODEL = "model."  # What the keys of the dense network begin with.
 
 
@@ -76,17 +78,30 @@ class Setting:
     """Runs that differ in nothing but the seed, ordered by it.
 
     Attributes:
-      method: in words, and whatever else sets it apart from the other settings of its section.
+      name: the method in words.
+      apart: what else sets it apart from the other settings of its section: {key of the config:
+        words, such as 'weight_decay=5e-05'}.
       size: what it was asked to become; None for the dense network.
     """
 
-    method: str
+    name: str
+    apart: Mapping[str, str]
     size: setting_names.Size | None
     runs: tuple[Run, ...]
 
     @property
+    def method(self) -> str:
+        """The name, and whatever else sets it apart."""
+        return ", ".join([self.name, *self.apart.values()])
+
+    @property
     def label(self) -> str:
-        return f"{self.method}, {setting_names.size_name(self.size)}" if self.size else self.method
+        return self.label_without()
+
+    def label_without(self, *keys: str) -> str:
+        """What it is called in tables and plots, without the words about some keys."""
+        words = [self.name, *(word for key, word in self.apart.items() if key not in keys)]
+        return ", ".join([*words, *([setting_names.size_name(self.size)] if self.size else [])])
 
     @property
     def dense(self) -> bool:
@@ -153,8 +168,10 @@ def load_run(folder: Path) -> Run:
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
     config = arguments.experiment(content["config"])
     del config["seed"]
-    # Each seed starts from a run of its own, whose path differs by the seed alone.
-    config["start"] = re.sub(r"-?seed=?\d+", "", config["start"])
+    # Each seed begins with, or replays, a run of its own, whose path differs by the seed alone.
+    for key in ("start", "replay"):
+        if key in config:
+            config[key] = re.sub(r"-?seed=?\d+", "", config[key])
     return Run(folder, content, config)
 
 
@@ -183,10 +200,28 @@ def settings_by_section(runs: Sequence[Run]) -> dict[Section, list[Setting]]:
                         f"{one.folder} and {other.folder} are the same experiment with the same "
                         f"seed {one.seed}: leave one of them out"
                     )
-            method = ", ".join([setting_names.method_name(config), *others])
-            found.append(Setting(method, setting_names.size(config), tuple(group)))
+            name, size = setting_names.method_name(config), setting_names.size(config)
+            found.append(Setting(name, others, size, tuple(group)))
         tables[section] = sorted(found, key=_place)
     return tables
+
+
+def decay_studies(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
+    """Settings of a section that differ in nothing but weight decay, from three coefficients on.
+
+    Returns:
+      Their labels without the coefficient, and for each its settings.
+    """
+    groups: dict[tuple, list[Setting]] = {}
+    for setting in settings:
+        config = setting.runs[0].config
+        rest = tuple(item for item in config.items() if item[0] != "weight_decay")
+        groups.setdefault(rest, []).append(setting)
+    return {
+        group[0].label_without("weight_decay"): group
+        for group in groups.values()
+        if len(group) >= _FEWEST_COEFFICIENTS
+    }
 
 
 def t_interval(differences: Sequence[float] | np.ndarray) -> Interval | None:
@@ -211,9 +246,9 @@ def paired_differences(setting: Setting, baseline: Setting) -> np.ndarray:
     return np.array([accuracy - other for accuracy, other in pairs])
 
 
-def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """What sets each config apart besides method, size and network, e.g. ['precision=bfloat16']."""
-    told = {*setting_names.METHOD_KEYS, *arguments.SIZES}
+def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What sets each config apart besides method, size and network, by key: see `Setting.apart`."""
+    told = {*setting_names.METHOD_KEYS, *arguments.SIZES, "replay"}
     keys = {key for config in configs for key in config if not key.startswith(_MODEL)} - told
 
     def differs(key: str) -> bool:
@@ -226,21 +261,30 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     # A key goes by its last part where that is clear ('cutout'), else by its whole path.
     short = {k: (s if last.count(s) == 1 and s != "name" else k)
              for k, s in zip(differing, last, strict=True)}  # fmt: skip
-    return [
-        [
-            f"{short[key]}={setting_names.as_written(config[key])}"
+    found = [
+        {
+            key: f"{short[key]}={setting_names.as_written(config[key])}"
             for key in differing
             if key in config
-        ]
+        }
         for config in configs
     ]
+    # The name of a method tells that norms were replayed; whose, only where nothing else does.
+    labels = [
+        (setting_names.method_name(config), setting_names.size(config), *words.values())
+        for config, words in zip(configs, found, strict=True)
+    ]
+    for config, words, label in zip(configs, found, labels, strict=True):
+        if setting_names.replays(config) and labels.count(label) > 1:
+            words["replay"] = f"replay={config['replay']}"
+    return found
 
 
 def _place(setting: Setting) -> tuple:
     """Where a setting stands in its section: weight_decay=5e-05 before weight_decay=0.0005."""
     order = setting_names.method_order(setting.runs[0].config)
     words = []
-    for part in setting.method.split(", "):
+    for part in setting.apart.values():
         name, _, value = part.partition("=")
         try:
             words.append((name, float(value), ""))

@@ -1,5 +1,5 @@
-"""The table of a report's section that papers print: methods down, sizes across, accuracies in it;
-the network in its corner.
+"""The tables of a report's section that papers print: methods down, sizes across, accuracies in it,
+the network in its corner; and compact models beside the networks that were trained for them.
 
     | VGG-19      | dense            | ratio 0.1        | ratio 0.05       |
     |-------------|-----------------:|-----------------:|-----------------:|
@@ -12,7 +12,10 @@ A size is what was asked for; the parameters are those that came of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from experiments import setting_names
 from experiments.comparison import Setting
@@ -54,6 +57,49 @@ def method_table(settings: Sequence[Setting]) -> str:
             "a sparse format are counted, and the kernels stay dense in memory and time."
         )
     return "\n".join([*rows, "", *notes]) + "\n"
+
+
+def compact_table(settings: Sequence[Setting]) -> str:
+    """What was trained with more parameters than it is used with, as a Markdown table; '' if none.
+
+    Args:
+      settings: of one section; of the others only the dense network is told of, above them.
+    """
+    merged = [setting for setting in settings if _compact(setting)]
+    if not merged:
+        return ""
+    section = settings[0].runs[0].section
+    rows = [
+        "Trained with more parameters than it is used with: after training the factors are merged "
+        "into the dense kernels that they stand for. Logits differ by at most the given share of "
+        "the largest.\n",
+        f"| {section.network} | training parameters | compact parameters | seeds | "
+        f"{section.split} accuracy of the factors (%) | merged (%) | difference of the logits |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for setting in [*(s for s in settings if s.dense), *merged]:
+        compact = _compact(setting)
+        count, mean, difference = [_NOTHING] * 3
+        if compact:
+            counts = sorted({found["parameters"] for found in compact})
+            count = " to ".join(f"{found:,}" for found in counts)
+            mean = f"{100 * np.mean([found['accuracy'] for found in compact]):.2f}"
+            difference = f"{max(found['logit_difference'] for found in compact):.1e}"
+        rows.append(
+            _row(
+                setting.label,
+                [
+                    *(f"{setting.parameters:,}", count, str(len(setting.runs))),
+                    *(f"{100 * setting.accuracies.mean():.2f}", mean, difference),
+                ],
+            )
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _compact(setting: Setting) -> list[Mapping[str, Any]]:
+    """What the results of its runs say about the network that the factors were merged into."""
+    return [compact for run in setting.runs if (compact := run.result.get("compact"))]
 
 
 def _size_place(size: setting_names.Size | None) -> tuple:

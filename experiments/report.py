@@ -9,8 +9,9 @@ give the same report.
 
 Each network, on each data set (by fingerprint) and measured split, has a section of its own: the
 methods at the sizes that were asked for, every setting with its cost, differences from a baseline,
-accuracy against parameters, and the time until a target accuracy. Differences are taken between
-runs of the same seed; with fewer than three there is no claim.
+accuracy against parameters, the time until a target accuracy, compact models beside the networks
+that they were merged from, and what decay does to the kernels. Differences are taken between runs
+of the same seed; with fewer than three there is no claim.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import files, plots, setting_names
+from experiments import files, setting_names
 from experiments.command_line import exit_code
 from experiments.comparison import (
     FEWEST_SEEDS,
@@ -34,9 +35,10 @@ from experiments.comparison import (
     t_interval,
 )
 from experiments.errors import RunError
-from experiments.method_tables import method_table
+from experiments.method_tables import compact_table, method_table
 from experiments.metrics import FILE_NAME as METRICS_FILE
 from experiments.metrics import columns, read_metrics
+from experiments.report_figures import SectionFigures
 from experiments.time_to_accuracy import Records, time_table
 
 
@@ -75,13 +77,16 @@ def report(
         suffix = f"_{index}" if len(sections) > 1 else ""
         records = _records(settings)
         curve_split = _curve_split(section.split, records)
+        figures = SectionFigures(section, settings, records, curve_split, Path(out), suffix)
         parts.append(_heading(section, settings))
         parts.append(method_table(settings))
         parts.append(_cost_table(settings, section))
         parts.append(_comparisons(settings, _choose(settings, baseline)))
-        parts += _plots(section, settings, records, curve_split, Path(out), suffix)
+        parts.append(figures.accuracies())
         parts.append(time_table(settings, records, curve_split, target))
         parts.append(_starts(settings, section.split))
+        parts.append(compact_table(settings))
+        parts.append(figures.mechanisms())
         parts.append(_runs(settings))
     parts.append(_provenance([r for table in sections.values() for s in table for r in s.runs]))
     text = "\n".join(part for part in parts if part)
@@ -202,43 +207,6 @@ def _curve_split(split: str, records: Records) -> str:
     return max((split, "validation", "test"), key=points_of)
 
 
-def _plots(
-    section: Section,
-    settings: Sequence[Setting],
-    records: Records,
-    curve_split: str,
-    out: Path,
-    suffix: str,
-) -> list[str]:
-    """Draws the plots of a section and returns the Markdown that shows them."""
-    data = [
-        plots.SettingData(
-            method=setting.method,
-            size=setting_names.size_name(setting.size) if setting.size else "",
-            parameters=setting.parameters,
-            accuracies=setting.accuracies.tolist(),
-            curves=[
-                columns(records[run.folder], f"{curve_split}_accuracy")
-                for run in setting.runs
-                if run.folder in records
-            ],
-        )
-        for setting in settings
-    ]
-    figures = {
-        "accuracy_against_parameters": plots.accuracy_against_parameters(
-            data, section.title, section.split
-        ),
-        "learning_curves": plots.learning_curves(data, section.title, curve_split),
-    }
-    shown = []
-    for name, figure in figures.items():
-        if figure is not None:
-            plots.save(figure, out / f"{name}{suffix}.png")
-            shown.append(f"![{name.replace('_', ' ').capitalize()}]({name}{suffix}.png)\n")
-    return [*shown, "Bars and bands reach from the worst to the best seed.\n"]
-
-
 def _starts(settings: Sequence[Setting], split: str) -> str:
     """What trained networks lost by being factorized, and what fine-tuning gave back."""
     rows = [
@@ -263,7 +231,7 @@ def _percent(scores: Mapping[str, float] | None) -> str:
 
 def _runs(settings: Sequence[Setting]) -> str:
     network = settings[0].runs[0].section.network
-    rows = [f"| run | {network} | seed | final accuracy (%) |", "|---|---|--:|--:|"]
+    rows = ["### Runs\n", f"| run | {network} | seed | final accuracy (%) |", "|---|---|--:|--:|"]
     rows += [
         f"| {run.folder.resolve().name} | {setting.label} | {run.seed} | {100 * run.accuracy:.2f} |"
         for setting in settings

@@ -20,7 +20,7 @@ Size = tuple[str, float]
 """How large a network was asked to become: a key of `arguments.SIZES` and its value."""
 
 METHOD_KEYS = ("method", "kind", "variant", "init", "decay")
-"""The keys that the name of a method tells about."""
+"""The keys that the name of a method tells all about."""
 
 _NETWORKS = {
     "resnet": "ResNet-{depth}",
@@ -46,6 +46,8 @@ _EXPLANATIONS = {
     "CRS": "CRS: plain decay of the factors, scaled by the compression rate",
     "no decay": "no decay: the factors are not decayed",
     "deep": "deep: a square matrix between the two factors",
+    "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
+    "run",
 }
 
 
@@ -83,6 +85,11 @@ def pruned(config: Config) -> bool:
     return config["method"] == "prune"
 
 
+def replays(config: Config) -> bool:
+    """Whether the norms of the kernels were set to those of another run."""
+    return bool(config.get("replay"))
+
+
 def method_name(config: Config) -> str:
     """How the network was made small and trained.
 
@@ -99,6 +106,8 @@ def method_name(config: Config) -> str:
     decay = _DECAYS.get(config["decay"], config["decay"])
     apart = [decay] if decay == "no decay" else []
     joined = " + ".join(word for word in (init, decay) if word and word not in apart)
+    if replays(config):
+        apart.append("norms replayed")
     return ", ".join(filter(None, [kind, variant, joined or "regular", *apart]))
 
 
@@ -111,7 +120,7 @@ def method_order(config: Config) -> tuple[int, ...]:
     return (
         *(int(size(config) is not None), int(pruned(config))),
         *(place("kind", _KINDS), place("variant", _VARIANTS)),
-        *(place("decay", _DECAYS), place("init", _INITS)),
+        *(place("decay", _DECAYS), place("init", _INITS), int(replays(config))),
     )
 
 

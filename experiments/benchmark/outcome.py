@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import files, plots
+from experiments import files, plot_style
 from experiments.benchmark import targets
 from experiments.benchmark.plot import ratios
 from experiments.benchmark.sections import SECTIONS
@@ -55,7 +55,7 @@ class Outcome:
         """Writes the plot and the Markdown, and returns the latter."""
         figure = ratios(self.record)
         if figure is not None:
-            plots.save(figure, self.path.with_suffix(".png"))
+            plot_style.save(figure, self.path.with_suffix(".png"))
         text = document(self.record, self.path.with_suffix(".png").name if figure else None)
         files.write_text(self.path.with_suffix(".md"), text)
         return text

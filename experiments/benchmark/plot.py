@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmark.contenders import IMPLEMENTATIONS, weights
-from experiments.plots import COLOURS
+from experiments.plot_style import COLOURS
 
 
 def ratios(record: Mapping[str, Any]) -> Figure | None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from configs import cifar_resnet
 from experiments import arguments, files, result
 from experiments.metrics import MetricsWriter
 
+STEPS = 39  # an epoch
 KERNELS = [f"block_{block}/conv{conv}/kernel" for block in range(1, 10) for conv in (1, 2)]
 
 
@@ -27,38 +29,66 @@ def _left_to_the_system() -> Iterator[None]:
 
 
 @_left_to_the_system()
-def write_record(folder: Path, accuracy: float, epochs: int = 6, split: str = "test") -> None:
-    """A metrics.jsonl whose accuracy climbs to `accuracy` (a fraction) in the last epoch."""
+def write_record(
+    folder: Path,
+    accuracy: float,
+    epochs: int = 6,
+    split: str = "test",
+    diagnostics: Literal["none", "epochs", "steps"] = "steps",
+    scale: float = 1.0,
+) -> None:
+    """A metrics.jsonl whose accuracy climbs to `accuracy` (a fraction) in the last epoch.
+
+    Args:
+      folder: to write to.
+      accuracy: of the last epoch.
+      epochs: of 39 steps.
+      split: that is measured beside the training set.
+      diagnostics: every 30 steps; or after each epoch, as they were once, with spectra at both ends
+        alone and without the effective learning rate.
+      scale: of the kernels.
+    """
+    ends = {STEPS * epoch for epoch in range(epochs + 1)}
+    due = {"none": set(), "epochs": ends, "steps": {*range(0, max(ends), 30), max(ends)}}
     with MetricsWriter(folder) as writer:
-        for epoch in range(epochs + 1):
+        for step in sorted(ends | due[diagnostics]):
+            epoch = step / STEPS
             learned = 1 - np.exp(-3 * epoch / epochs)
+            scalars = {"learning_rate": 0.1 if epoch < epochs / 2 else 0.01}
+            if step and step in ends:
+                share = accuracy / (1 - np.exp(-3))
+                scalars |= {
+                    "train_loss": 2.3 * np.exp(-epoch / 3),
+                    "train_accuracy": min(1.0, 1.05 * share * learned),
+                    f"{split}_loss": 2.3 * np.exp(-epoch / 4),
+                    f"{split}_accuracy": share * learned,
+                }
+            if step not in due[diagnostics]:
+                writer.write(step, epoch, scalars)
+                continue
             spectra = {
-                path: np.float32(2 * np.exp(-(1 + 2 * learned) * np.linspace(0, 1, 5 + index)))
+                path: np.float32(
+                    2 * scale * np.exp(-(1 + 2 * learned) * np.linspace(0, 1, 5 + index))
+                )
                 for index, path in enumerate(KERNELS)
             }
-            writer.write(
-                39 * epoch,
-                epoch,
-                {"learning_rate": 0.1},
-                diagnostics={
-                    "frobenius_norm": {k: np.linalg.norm(s) for k, s in spectra.items()},
-                    "nuclear_norm": {k: s.sum() for k, s in spectra.items()},
-                    "nuclear_bound": {k: (1 + 0.3 * learned) * s.sum() for k, s in spectra.items()},
+            norms = {path: np.linalg.norm(values) for path, values in spectra.items()}
+            measures = {
+                "frobenius_norm": norms,
+                "nuclear_norm": {path: values.sum() for path, values in spectra.items()},
+                "nuclear_bound": {
+                    path: (1 + 0.3 * learned) * values.sum() for path, values in spectra.items()
                 },
-                spectra=spectra,
+                "non_orthogonality": dict.fromkeys(spectra, 0.3 * learned),
+            }
+            if diagnostics == "steps":
+                measures["effective_learning_rate"] = {
+                    path: scalars["learning_rate"] / norm**2 for path, norm in norms.items()
+                }
+            shown = diagnostics == "steps" or step in (0, max(ends))
+            writer.write(
+                step, epoch, scalars, diagnostics=measures, spectra=spectra if shown else None
             )
-            if epoch:
-                scale = accuracy / (1 - np.exp(-3))
-                writer.write(
-                    39 * epoch,
-                    epoch,
-                    {
-                        "train_loss": 2.3 * np.exp(-epoch / 3),
-                        "train_accuracy": min(1.0, 1.05 * scale * learned),
-                        f"{split}_loss": 2.3 * np.exp(-epoch / 4),
-                        f"{split}_accuracy": scale * learned,
-                    },
-                )
 
 
 @_left_to_the_system()
@@ -70,10 +100,14 @@ def write_run(
     fingerprint: str = "f" * 64,
     split: str = "test",
     configs: ModuleType = cifar_resnet,
+    diagnostics: Literal["none", "epochs", "steps"] = "none",
+    scale: float = 1.0,
+    compact: result.Compact | None = None,
+    replay: result.Replay | None = None,
 ) -> Path:
-    """A finished run of a config file with an argument."""
+    """A finished run of a config file with an argument; its record as by `write_record`."""
     config = arguments.settle(configs.get_config(argument))
-    write_record(folder, accuracy, split=split)
+    write_record(folder, accuracy, split=split, diagnostics=diagnostics, scale=scale)
     outcome = result.Result(
         name=config.name,
         seed=config.seed,
@@ -89,7 +123,10 @@ def write_run(
         epochs=6.0,
         wall_time_s=90.0,
         compile_time_s=10.0,
+        diagnostics_time_s=1.0,
         commit=None,
+        compact=compact,
+        replay=replay,
     )
     files.write_json(folder / result.FILE_NAME, outcome.as_dict())
     return folder

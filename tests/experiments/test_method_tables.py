@@ -13,6 +13,7 @@ from configs import cifar_resnet, compression, tensor
 from experiments import arguments, comparison, report, setting_names
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
+from experiments.result import Compact
 from experiments.time_to_accuracy import first_reached
 
 METHODS = {
@@ -82,6 +83,7 @@ def rows_of(text):
         (compression, "decay=none,init=regular", "regular, no decay", "ratio 0.1"),
         (compression, "init=variance_matched,decay=plain", "variance-matched", "ratio 0.1"),
         (compression, "init=spectral_ones", "SI with ones + FD", "ratio 0.1"),
+        (compression, "decay=none,replay=runs/fd", "SI, no decay, norms replayed", "ratio 0.1"),
         (cifar_resnet, "rank_scale=1,variant=deep", "deep, SI + FD", "rank scale 1"),
         (tensor, "kind=tucker,decay=crs", "Tucker, SI + CRS", "rank scale 0.68"),
         (tensor, "kind=tensor_train,rank_scale=0.234,init=regular,decay=plain",
@@ -179,6 +181,26 @@ def test_sizes_of_one_column_may_differ(tmp_path):
     assert {"SI + FD", "deep, SI + FD"} <= table.keys()
 
 
+def test_compact_models_stand_beside_what_was_trained(tmp_path):
+    write_run(tmp_path / "dense", "rank_scale=0", 0.9, 464154)
+    write_run(tmp_path / "low", "rank_scale=0.111", 0.85)
+    alone = report.report([str(tmp_path)], tmp_path / "alone")
+    assert "compact" not in alone
+    for seed, accuracy, merged, apart in ((1, 0.91, 0.9105, 2e-6), (2, 0.92, 0.9195, 5e-7)):
+        compact = Compact(464154, merged, 0.3, apart, "compact.safetensors")
+        argument = f"rank_scale=3,seed={seed}"
+        write_run(tmp_path / f"wide{seed}", argument, accuracy, 2837274, compact=compact)
+    text = report.report([str(tmp_path)], tmp_path / "out")
+    head, _, *rows = text[text.index("| ResNet-32 | training parameters") :].splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")][1:4] == [
+        "training parameters", "compact parameters", "seeds",
+    ]  # fmt: skip
+    assert rows[: rows.index("")] == [
+        "| dense | 464,154 | – | 1 | 90.00 | – | – |",
+        "| SI + FD, rank scale 3 | 2,837,274 | 464,154 | 2 | 91.50 | 91.50 | 2.0e-06 |",
+    ]
+
+
 # ------------------------------------------------------------------ time
 
 
@@ -227,7 +249,8 @@ def test_without_a_record_there_is_no_time(tmp_path):
 
 
 def test_what_a_run_never_measured_it_never_reached(tmp_path):
-    run = comparison.load_run(write_run(tmp_path / "run", "seed=1", 0.5))
+    """Of lines within an epoch, too, which have no accuracy."""
+    run = comparison.load_run(write_run(tmp_path / "run", "seed=1", 0.5, diagnostics="steps"))
     lines = read_metrics(run.folder)
     assert first_reached(run, lines, "test", 0.6) is None
     assert first_reached(run, lines, "validation", 0.1) is None

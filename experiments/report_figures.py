@@ -1,0 +1,234 @@
+"""The figures of one section of a report: drawn from its runs, saved, and shown by Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import mechanism_plots, plot_style, report_plots, setting_names
+from experiments.comparison import Section, Setting, decay_studies
+from experiments.metrics import columns
+from experiments.report_plots import SettingData
+from experiments.time_to_accuracy import Records
+
+_SPREAD = "Bars and bands reach from the worst to the best seed.\n"
+_AGAINST_DECAY = "Accuracy against the coefficient of weight decay, all else being equal."
+_OVER_TIME_WORDS = (
+    "Over the epochs, means over the kernels that are factorized (in a dense network, would be) "
+    "and over seeds, with bands from the lowest to the highest seed."
+)
+_OVER_TIME: Mapping[str, tuple[Callable[..., Figure | None], str]] = {
+    "nuclear_norm": (
+        mechanism_plots.nuclear_norm,
+        "The nuclear norm of the kernels, and as a broken line its bound, half the squared norms "
+        "of the factors, which plain decay of the factors penalizes. Where it is not seen the two "
+        "agree; dense kernels, and those of three factors, have none.",
+    ),
+    "frobenius_norm": (
+        mechanism_plots.frobenius_norm,
+        "The Frobenius norm of the kernels.",
+    ),
+    "effective_step_size": (
+        mechanism_plots.effective_step_size,
+        "The effective step size, the learning rate over the squared Frobenius norm of a kernel.",
+    ),
+}
+
+
+class SectionFigures:
+    """Draws the figures of one section and returns the Markdown that shows them.
+
+    Args:
+      section: what its settings have in common.
+      settings: in the order of the legends.
+      records: of their runs.
+      curve_split: the split to draw learning curves of.
+      out: the folder to write to.
+      suffix: what the names of the files end with.
+    """
+
+    def __init__(
+        self,
+        section: Section,
+        settings: Sequence[Setting],
+        records: Records,
+        curve_split: str,
+        out: Path,
+        suffix: str,
+    ) -> None:
+        self._section, self._settings, self._records = section, settings, records
+        self._curve_split, self._out, self._suffix = curve_split, out, suffix
+        groups = decay_studies(settings)
+        studied = [setting for group in groups.values() for setting in group]
+        beside = [s for s in settings if not any(s is other for other in studied)]
+        # Settings that differ in weight decay alone, the others, and of those the dense networks.
+        self._studies = {name: list(map(self._data, group)) for name, group in groups.items()}
+        self._beside = list(map(self._data, beside))
+        self._references = [data for data in self._beside if data.dense]
+
+    def accuracies(self) -> str:
+        """Accuracy against parameters, and over the epochs.
+
+        Settings that differ in weight decay alone are too many for one plot: their learning curves
+        have one of their own, and if all are of one size, only `mechanisms` shows their accuracies.
+        """
+        title, split, curve_split = self._section.title, self._section.split, self._curve_split
+        studied = [data for group in self._studies.values() for data in group]
+        one_size = len({data.parameters for data in studied}) == 1
+        sizes = self._beside if one_size else list(map(self._data, self._settings))
+        followed = self._beside if len(self._beside) > len(self._references) or not studied else []
+        figures = {
+            "accuracy_against_parameters": report_plots.accuracy_against_parameters(
+                sizes, title, split
+            ),
+            "learning_curves": report_plots.learning_curves(followed, title, curve_split),
+            "learning_curves_by_weight_decay": report_plots.learning_curves_by_weight_decay(
+                self._studies, self._references, title, curve_split
+            ),
+        }
+        shown = [self._show(name, figure) for name, figure in figures.items()]
+        return "\n".join([*filter(None, shown), _SPREAD]) if any(shown) else ""
+
+    def mechanisms(self) -> str:
+        """What decay does to accuracy and to the kernels; '' where nothing of it was recorded."""
+        parts = []
+        against_decay = self._show(
+            "accuracy_against_weight_decay",
+            report_plots.accuracy_against_weight_decay(
+                self._studies, self._references, self._section.title, self._section.split
+            ),
+        )
+        if against_decay:
+            coefficients = [data.weight_decay for group in self._studies.values() for data in group]
+            words = " A coefficient of 0 has no place on its axis." if 0 in coefficients else ""
+            parts.append(f"{_AGAINST_DECAY}{words}\n")
+            parts.append(against_decay)
+        title, name_of = self._title_and_names()
+        measured = [setting for setting in self._settings if self._lines(setting)]
+        chosen = spread(measured, mechanism_plots.MOST_SETTINGS)
+        recorded = [
+            mechanism_plots.Recorded(
+                name_of(setting),
+                self._lines(setting),
+                setting.dense,
+                setting_names.replays(setting.runs[0].config),
+            )
+            for setting in chosen
+        ]
+        over_time = []
+        for name, (draw, words) in _OVER_TIME.items():
+            shown = self._show(name, draw(recorded, title))
+            if shown:
+                words += self._replayed() if name == "frobenius_norm" else ""
+                over_time += [f"{words}\n", shown]
+        if over_time:
+            parts.append(f"{_OVER_TIME_WORDS}{_left_out(measured, chosen)}\n")
+            parts += over_time
+        parts += self._spectra(measured)
+        return "\n".join(["### Mechanisms\n", *parts]) if parts else ""
+
+    def _spectra(self, settings: Sequence[Setting]) -> list[str]:
+        """The singular values of the kernel in the middle, of the first run of each setting."""
+        runs = {setting.label: self._lines(setting)[0] for setting in settings}
+        followed = [s for s in settings if mechanism_plots.spectra_followed(runs[s.label])]
+        kernels = [mechanism_plots.kernels(runs[setting.label]) for setting in followed] or [[]]
+        common = [path for path in kernels[0] if all(path in paths for paths in kernels)]
+        if not common:
+            return []
+        path = common[len(common) // 2]
+        chosen = spread(followed, mechanism_plots.MOST_PANELS)
+        title, name_of = self._title_and_names()
+        panels = [mechanism_plots.Panel(name_of(s), runs[s.label], path) for s in chosen]
+        name = path.removesuffix("/kernel")
+        figure = mechanism_plots.spectra_over_time(panels, f"{title}: {name}")
+        words = (
+            f"The singular values of `{name}` during training, of the first seed of each setting."
+        )
+        return [
+            f"{words}{_left_out(followed, chosen)}\n",
+            self._show("spectra_over_time", figure),
+        ]
+
+    def _show(self, name: str, figure: Figure | None) -> str:
+        """Saves a figure; the Markdown that shows it, or '' where there is none."""
+        if figure is None:
+            return ""
+        file = f"{name}{self._suffix}.png"
+        plot_style.save(figure, self._out / file)
+        return f"![{name.replace('_', ' ').capitalize()}]({file})\n"
+
+    def _data(self, setting: Setting) -> SettingData:
+        return SettingData(
+            method=setting.method,
+            size=setting_names.size_name(setting.size) if setting.size else "",
+            parameters=setting.parameters,
+            weight_decay=setting.runs[0].config["weight_decay"],
+            accuracies=setting.accuracies.tolist(),
+            curves=[
+                columns(self._records[run.folder], f"{self._curve_split}_accuracy")
+                for run in setting.runs
+                if run.folder in self._records
+            ],
+        )
+
+    def _title_and_names(self) -> tuple[str, Callable[[Setting], str]]:
+        """A size that all have in common is told by the title, and not by their names."""
+        sizes = {setting.size for setting in self._settings if setting.size}
+        if len(sizes) != 1:
+            return self._section.title, lambda setting: setting.label
+        common = setting_names.size_name(*sizes)
+        return f"{self._section.title}, {common}", lambda setting: setting.method
+
+    def _lines(self, setting: Setting) -> list[Sequence[Mapping[str, Any]]]:
+        """The records of the runs of a setting in which there are kernels that were measured."""
+        found = [self._records.get(run.folder, []) for run in setting.runs]
+        return [lines for lines in found if any(line.get("diagnostics") for line in lines)]
+
+    def _replayed(self) -> str:
+        """How near replayed norms came to the record."""
+        found = [run.result.get("replay") for setting in self._settings for run in setting.runs]
+        differences = [replay["largest_difference"] for replay in found if replay]
+        if not differences:
+            return ""
+        return (
+            " Replayed norms are drawn with gaps, on top of those that they were recorded from, "
+            f"from which they differ by at most {max(differences):.1e} (relative, after any step)."
+        )
+
+
+def spread(settings: Sequence[Setting], most: int) -> list[Setting]:
+    """At most so many settings, shared out between the methods.
+
+    Those of one method are evenly spaced from its first to its last; a single one is in the middle.
+
+    Args:
+      settings: in order, those of a method together.
+      most: how many to keep.
+    """
+    methods: dict[str, list[Setting]] = {}
+    for setting in settings:
+        methods.setdefault(setting.name, []).append(setting)
+    turns = [(turn, name) for name, group in methods.items() for turn in range(len(group))]
+    turns.sort(key=lambda pair: pair[0])
+    shares = Counter(name for _, name in turns[:most])
+    kept = []
+    for name, group in methods.items():
+        last, share = len(group) - 1, shares[name]
+        places = np.linspace(0, last, share) if share > 1 else [last / 2][:share]
+        kept += [group[int(place)] for place in places]
+    return kept
+
+
+def _left_out(settings: Sequence[Setting], chosen: Sequence[Setting]) -> str:
+    missing = [s.label for s in settings if not any(s is other for other in chosen)]
+    if not missing:
+        return ""
+    return (
+        f" Of {len(settings)} settings {len(chosen)} are drawn; a report of fewer runs draws the "
+        f"others: {'; '.join(missing)}."
+    )
