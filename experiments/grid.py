@@ -10,12 +10,27 @@ that exist are put together with `+`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 Arguments = dict[str, Any]
 """The arguments of one run, by key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderOf:
+    """The folder of an earlier run of the same sweep, as the value of an argument.
+
+    A run with such an argument waits for that run, and has the name of the argument alone in its
+    own name.
+
+    Attributes:
+      arguments: of that run, all of them.
+    """
+
+    arguments: Arguments
 
 
 def grid(**dimensions: Any) -> list[Arguments]:

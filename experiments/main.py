@@ -38,7 +38,16 @@ def default_workdir(config: ConfigDict, argument: str, overrides: Sequence[str] 
     words += [change for change in changes if change.partition("=")[0] not in OPERATIONAL]
     if not any(word.startswith("seed=") for word in words):
         words.append(f"seed={config.seed}")
-    return Path("runs") / "-".join(word.replace("/", "_").replace("=", "") for word in words)
+    return Path("runs") / folder_name(words)
+
+
+def folder_name(words: Sequence[str]) -> str:
+    """A name of a folder that is made of words such as arguments.
+
+    >>> folder_name(["cifar_resnet", "depth=20", "data.dir=a/b"])
+    'cifar_resnet-depth20-data.dira_b'
+    """
+    return "-".join(word.strip().replace("/", "_").replace("=", "") for word in words if word)
 
 
 def run(argv: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Carries out many runs, one after the other: `python -m experiments.sweep SWEEP`.
 
-    SWEEP              a file such as configs/sweeps/compression_small.py, or its name alone
+    SWEEP              a file such as configs/sweeps/compression_small.py, or its name alone; with
+                       arguments for all of its runs behind it, if there are any (:seed=2)
     --out=FOLDER       where the run folders go; by default runs/sweeps/NAME
     --shard=i/n        only every n-th run, from the i-th on: n shards are the whole sweep
     --dry-run          lists the runs and what has become of them; starts none
@@ -14,9 +15,9 @@ as long as they share a file system with locks.
 
 SIGINT (Ctrl-C) and SIGTERM stop the run in progress, which saves a checkpoint first, and the sweep;
 a second one kills it. So does SIGHUP, which comes when a terminal is closed. Exit codes: 0 all runs
-of the shard were finished, or are being done elsewhere; 1 some failed or were stopped by someone
-else; 2 a mistake in what was asked for, or no place to write; 129, 130, 143 stopped by SIGHUP,
-SIGINT, SIGTERM.
+of the shard were finished, or are being done elsewhere; 1 some failed, were stopped by someone
+else, or wait for a run that is not finished; 2 a mistake in what was asked for, or no place to
+write; 129, 130, 143 stopped by SIGHUP, SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
@@ -37,14 +38,15 @@ import jax
 from experiments import files
 from experiments.command_line import MISTAKE, exit_code
 from experiments.errors import RunError
+from experiments.main import folder_name
 from experiments.metrics import duration
 from experiments.result import FILE_NAME as RESULT
 from experiments.run_folder import held
 from experiments.sweep_plan import SweepRun, find_sweep, plan_sweep
 
 # What an attempt ends with: `busy` runs are done by another process; `stopped` ones were asked to
-# end and can be continued.
-Outcome = Literal["finished", "failed", "busy", "stopped"]
+# end and can be continued; `waiting` ones need another run that is not finished.
+Outcome = Literal["finished", "failed", "busy", "stopped", "waiting"]
 
 _LINES_OF_OUTPUT = 30
 
@@ -69,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal code
         # This process computes nothing; an accelerator's memory is for the runs.
         jax.config.update("jax_platforms", "cpu")
-        path = find_sweep(options.sweep)
-        out = options.out or Path("runs/sweeps") / path.stem
+        name, _, argument = options.sweep.partition(":")
+        path = find_sweep(name)
+        out = options.out or Path("runs/sweeps") / folder_name([path.stem, *argument.split(",")])
         index, count = options.shard
-        runs = plan_sweep(path, out)[index - 1 :: count]
+        runs = plan_sweep(path, out, argument)[index - 1 :: count]
         if options.dry_run:
             print(overview(runs))
         elif options.commands:
@@ -114,7 +117,8 @@ def carry_out(runs: Sequence[SweepRun]) -> int:
             print(f"[{number} of {len(runs)}] {run.name}{_remarked(run)}  ", end="", flush=True)
             started = time.monotonic()
             try:
-                outcomes[run] = attempt(run, interruptions)
+                waits = run.waits_for is not None
+                outcomes[run] = "waiting" if waits else attempt(run, interruptions)
             except RunError:
                 print()  # The message has a line of its own.
                 raise
@@ -130,7 +134,7 @@ def carry_out(runs: Sequence[SweepRun]) -> int:
     print(_counted(list(outcomes.values())))
     for failure in failures:
         print(failure)
-    return 1 if {"failed", "stopped"} & set(outcomes.values()) else 0
+    return 1 if {"failed", "stopped", "waiting"} & set(outcomes.values()) else 0
 
 
 class Interruptions:
@@ -269,6 +273,8 @@ def _line(run: SweepRun, outcome: Outcome, seconds: Sequence[float], left: int) 
         return "busy: another process is running it"
     if outcome == "stopped":
         return "stopped; it can be continued"
+    if outcome == "waiting":
+        return f"waits for {run.waits_for}; then give the command again"
     if outcome == "failed":
         return f"failed: {_message(run)}"
     accuracy = files.read_json(run.folder / RESULT)["final"]["accuracy"]
@@ -277,7 +283,9 @@ def _line(run: SweepRun, outcome: Outcome, seconds: Sequence[float], left: int) 
 
 
 def _remarked(run: SweepRun) -> str:
-    return f" ({run.remark})" if run.remark else ""
+    after = f"after {', '.join(other.name for other in run.after)}" if run.after else None
+    remarks = ", ".join(filter(None, [run.remark, after]))
+    return f" ({remarks})" if remarks else ""
 
 
 def _counted(states: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ folder of a sweep there is, for each run:
     NAME.failure.json     why the last attempt failed, if it did
 
 where NAME is made of the config's name and the run's own arguments. Arguments that all runs share
-may stand behind the config file instead, as on a command line, and are no part of names.
+may stand behind the config file instead, as on a command line, and are no part of names; more of
+them may be given with the sweep itself. A run may take the folder of an earlier one as an argument
+(`experiments.grid.FolderOf`), and is then carried out after it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from experiments import state as states
 from experiments.command_line import read_config
 from experiments.data import image_set
 from experiments.errors import RunError
+from experiments.grid import FolderOf
 from experiments.main import default_workdir
 from experiments.result import FILE_NAME as RESULT
 from experiments.run_folder import CONFIG
@@ -55,11 +58,13 @@ class SweepRun:
       config: the config file and its arguments, as `--config` takes them.
       folder: the run folder.
       remark: what is to be told before it is carried out, if anything.
+      after: folders of the runs that have to be finished before.
     """
 
     config: str
     folder: Path
     remark: str | None = None
+    after: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -76,6 +81,11 @@ class SweepRun:
     @property
     def finished(self) -> bool:
         return (self.folder / RESULT).exists()
+
+    @property
+    def waits_for(self) -> str | None:
+        """The name of a run that has to be finished before, and is not."""
+        return next((run.name for run in self.after if not (run / RESULT).exists()), None)
 
     @property
     def state(self) -> State:
@@ -96,8 +106,9 @@ class SweepRun:
 
     @property
     def command_line(self) -> str:
-        """The command, quoted for a shell."""
-        return shlex.join(self.command)
+        """The command, quoted for a shell; what it has to wait for is a comment behind it."""
+        after = f"  # after {', '.join(run.name for run in self.after)}" if self.after else ""
+        return f"{shlex.join(self.command)}{after}"
 
 
 def find_sweep(sweep: str) -> Path:
@@ -106,14 +117,14 @@ def find_sweep(sweep: str) -> Path:
     Raises:
       RunError: there is none.
     """
-    for path in (Path(sweep), SWEEPS / f"{sweep}.py"):
+    for path in (Path(sweep), SWEEPS / f"{sweep}.py", SWEEPS.parent / f"{sweep}.py"):
         if path.is_file():
             return path
     known = sorted(path.stem for path in SWEEPS.glob("*.py") if path.stem != "__init__")
     raise RunError(f"no sweep {sweep!r}: no such file, and {SWEEPS} has {', '.join(known)}")
 
 
-def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
+def plan_sweep(path: Path, out: Path, argument: str = "") -> list[SweepRun]:
     """The runs of a sweep, in its order.
 
     Every config is made and checked, model and data set are looked up, ratios are searched for, so
@@ -122,19 +133,27 @@ def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
     Args:
       path: the file of the sweep.
       out: the folder that the run folders are to be in; nothing is written.
+      argument: given to every run, in front of its own.
 
     Raises:
       RunError: the file is not a sweep, a config is wrong, two runs are the same experiment, or the
         folder of a run holds another one.
     """
-    runs, experiments = [], []
+    runs: list[SweepRun] = []
+    experiments = []
     remarks: dict[tuple, str | None] = {}
     listed = _listed(path)
     for number, (file, given) in enumerate(listed, start=1):
-        own = ",".join(f"{key}={value}" for key, value in given.items())
+        after = {
+            key: _folder_of(path, number, listed, runs, value.arguments)
+            for key, value in given.items()
+            if isinstance(value, FolderOf)
+        }
+        own = ",".join(f"{key}={after.get(key, value)}" for key, value in given.items())
+        in_name = ",".join(key if key in after else f"{key}={given[key]}" for key in given)
         name, _, shared = file.partition(":")
-        argument = ",".join(filter(None, [shared, own]))
-        config = f"{name}:{argument}" if argument else name
+        behind = ",".join(filter(None, [shared, argument, own]))
+        config = f"{name}:{behind}" if behind else name
         try:
             settled = _settled(config)
             size = tuple((key, value) for key, value in arguments.flatten(settled).items()
@@ -144,9 +163,9 @@ def plan_sweep(path: Path, out: Path) -> list[SweepRun]:
         except RunError as error:
             place = f"{path}, run {number} of {len(listed)}, {config}"
             raise RunError(f"{place}: {error}".rstrip()) from error
-        folder = out / default_workdir(settled, own).name
+        folder = out / default_workdir(settled, in_name).name
         _refuse_another(folder, settled)
-        runs.append(SweepRun(config, folder, remarks[size]))
+        runs.append(SweepRun(config, folder, remarks[size], tuple(after.values())))
         experiments.append(tuple(arguments.experiment(settled).items()))
     _refuse_twice(path, runs, experiments, "are the same experiment")
     _refuse_twice(path, runs, [run.name for run in runs], "have the same folder name")
@@ -174,14 +193,31 @@ def _listed(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
         match run:
             case (str(), Mapping() as given):
                 for key, value in given.items():
-                    if not isinstance(value, str | int | float):
+                    if not isinstance(value, str | int | float | FolderOf):
                         raise RunError(
                             f"{path}: run {number} of get_sweep(): {key}={value!r}: expected a "
-                            "number, True, False or text"
+                            "number, True, False, text or FolderOf"
                         )
             case _:
                 raise RunError(f"{path}: run {number} of get_sweep() is {run!r}; {expected}")
     return listed
+
+
+def _folder_of(
+    path: Path,
+    number: int,
+    listed: Sequence[tuple[str, Mapping[str, Any]]],
+    runs: Sequence[SweepRun],
+    wanted: Mapping[str, Any],
+) -> Path:
+    """The folder of an earlier run, by its arguments."""
+    for (_, given), run in zip(listed, runs, strict=False):
+        if given == wanted:
+            return run.folder
+    raise RunError(
+        f"{path}: run {number} of get_sweep() is to come after the run with the arguments "
+        f"{dict(wanted)!r}, and there is none before it"
+    )
 
 
 def _remark(settled: ConfigDict) -> str | None:

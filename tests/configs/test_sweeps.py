@@ -15,7 +15,7 @@ from experiments.command_line import read_config
 from experiments.sweep_plan import find_sweep, plan_sweep
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = {"cifar_resnet": 510, "compression": 234, "tensor": 111, "compression_small": 44}
+SWEEPS = {"cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,18 @@ def settled(name):
 
 
 def without_seed(configs):
-    return {tuple(sorted((k, v) for k, v in c.items() if k != "seed")) for c in configs}
+    """The settings; a run that replays another one replays that of its own seed."""
+    found = set()
+    for config in configs:
+        replay = config["replay"]
+        assert not replay or f"-seed{config['seed']}-" in replay
+        setting = config | {"replay": replay.replace(f"seed{config['seed']}", "")}
+        found.add(tuple(sorted((k, v) for k, v in setting.items() if k != "seed")))
+    return found
+
+
+def differing_keys(one, other):
+    return {key for key in one if one[key] != other[key]}
 
 
 def test_every_sweep_is_counted_here():
@@ -56,7 +67,7 @@ def test_counts(name):
 
 
 def test_cifar_resnet_is_the_published_grid():
-    """168 settings: 166 of their own, and two triples of which two members each are configs."""
+    """168 settings: 166 of their own, and two triples of runs."""
     configs = [c for c in settled("cifar_resnet") if c["seed"] == 1]
     names = ("data.name", "model.depth", "rank_scale", "variant", "init", "decay", "weight_decay")
     found = {tuple(c[name] for name in names) for c in configs if c["rank_scale"]}
@@ -78,6 +89,13 @@ def test_cifar_resnet_is_the_published_grid():
     for init in ("regular", "spectral"):
         expected |= {(*small, init, decay, 1e-4) for decay in ("none", "frobenius")}
     assert found == expected
+    assert len(configs) == ordinary + 2 * 3
+    for init in ("regular", "spectral"):
+        triple = [c for c in configs if c["init"] == init and (c["record_norms"] or c["replay"])]
+        recorded, replayed = sorted(triple, key=lambda c: bool(c["replay"]))
+        assert (recorded["decay"], replayed["decay"]) == ("frobenius", "none")
+        assert replayed["replay"].endswith(f"-init{init}-decayfrobenius-record_normsTrue")
+        assert differing_keys(recorded, replayed) == {"decay", "record_norms", "replay"}
     dense = [(c["data.name"], c["model.depth"]) for c in configs if not c["rank_scale"]]
     assert sorted(dense) == sorted(
         itertools.product(("cifar10", "cifar100"), (20, 32, 44, 56, 110))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -91,6 +92,21 @@ def test_nothing_is_done_twice(children, tmp_path, capsys):
         children[seed] = "sys.exit(1)"
     assert started(path, out) == 0
     assert "[" not in capsys.readouterr().out
+
+
+def test_a_run_waits_for_the_one_it_takes_the_folder_of(children, tmp_path, capsys, monkeypatch):
+    """In order they are done at once; where the first fails, the second is not tried."""
+    first, second, third = plan_sweep(sweep_file(tmp_path, *SEEDS), tmp_path / "out")
+    runs = [first, second, dataclasses.replace(third, after=(second.folder,))]
+    children[2] = "sys.exit('no')"
+    assert sweep.carry_out(runs) == 1
+    printed = capsys.readouterr().out
+    assert "cifar_resnet-seed3 (after cifar_resnet-seed2)  waits for cifar_resnet-seed2;" in printed
+    assert "3 runs: 1 failed, 1 finished, 1 waiting" in printed
+    assert not third.log.exists() and third.state == "open"
+    del children[2]
+    assert sweep.carry_out(runs) == 0
+    assert "3 runs: 3 finished" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ what is noted

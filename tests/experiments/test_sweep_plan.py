@@ -136,6 +136,46 @@ def test_a_sweep_that_was_changed_is_not_taken_for_finished(tmp_path):
         plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=5"), out)
 
 
+def test_arguments_of_a_sweep_are_given_to_every_run(tmp_path, capsys, monkeypatch):
+    path = sweep_file(tmp_path, {"seed": 1}, {"seed": 2}, shared=":depth=8")
+    first, second = plan_sweep(path, tmp_path / "out", "data=digits,epochs=3")
+    assert first.config == f"{CONFIG}:depth=8,data=digits,epochs=3,seed=1"
+    assert [first.name, second.name] == ["cifar_resnet-seed1", "cifar_resnet-seed2"]
+    with pytest.raises(RunError, match=r"run 1 of 2, .*config argument 'seed' is given twice"):
+        plan_sweep(path, tmp_path / "out", "seed=3")
+    monkeypatch.chdir(tmp_path)  # A folder of its own for other arguments.
+    assert sweep.main([f"{path}:data=digits,epochs=3", "--commands"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition("--workdir=")[2] for line in lines] == [
+        f"runs/sweeps/little-datadigits-epochs3/cifar_resnet-seed{seed}" for seed in (1, 2)
+    ]
+
+
+def test_a_run_may_take_the_folder_of_an_earlier_one(tmp_path, capsys):
+    path, out = tmp_path / "chained.py", tmp_path / "out"
+
+    def write(*listed):
+        lines = ["from experiments.grid import FolderOf", "def get_sweep():"]
+        path.write_text("\n".join([*lines, f"    return {[(CONFIG, one) for one in listed]!r}"]))
+
+    first = {"seed": 1, "record_norms": True}
+    write(first, {"seed": 1, "decay": "none", "replay": grid.FolderOf(first)})
+    recorded, replayed = plan_sweep(path, out)
+    assert replayed.name == "cifar_resnet-seed1-decaynone-replay"
+    assert replayed.config == f"{CONFIG}:seed=1,decay=none,replay={recorded.folder}"
+    assert replayed.command[-1] == f"--workdir={replayed.folder}"
+    assert (recorded.waits_for, replayed.waits_for) == (None, recorded.name)
+    assert started(path, out, "--commands") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(f"  # after {recorded.name}") and "#" not in lines[0]
+    recorded.folder.mkdir(parents=True)
+    (recorded.folder / "result.json").write_text("{}")
+    assert replayed.waits_for is None
+    write({"seed": 1, "decay": "none", "replay": grid.FolderOf(first)}, first)
+    with pytest.raises(RunError, match=r"run 1 of get_sweep\(\) is to come after the run with"):
+        plan_sweep(path, out)
+
+
 def test_what_changes_nothing_makes_no_other_experiment(tmp_path):
     """A dense network has no factors to initialize."""
     path = sweep_file(tmp_path, *grid.grid(rank_scale=0, init=["regular", "spectral"]))
