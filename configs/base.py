@@ -60,6 +60,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # crs: weight decay of each factor, scaled by the ratio of compressed to dense parameters.
     config.decay = "frobenius"
     config.weight_decay = 1e-4
+    # A run with record_norms=True, whose norms after each step the factorized kernels of this one
+    # are rescaled to ('': none).
+    config.replay = ""
 
     # Data. `source` restricts where it is looked for; `dir` and `tfds_dir` say where ('' = in the
     # usual places); download=never keeps off the network.
@@ -114,7 +117,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.profile_steps = ()
     config.checkpoint_every_epochs = 1
     config.keep_checkpoints = 2
-    config.diagnostics_every_epochs = 1  # norms and spectra of the kernels
+    # Norms, ranks and spectra of the kernels are measured at the end of the dispatch in which this
+    # number of steps, or a multiple of it, is reached; less often where all of it would take more
+    # than this share of the time.
+    config.diagnostics_every = 100
+    config.diagnostics_share = 0.03
+    # The norm of each factorized kernel after each step is written to norms.npz, for replay.
+    config.record_norms = False
+    # At the end the factors are merged into the dense network that they stand for; it is compared
+    # with them on the test images, and written to compact.safetensors.
+    config.merge = False
     # The lower end of the final test accuracy that this config reaches (a fraction), printed at
     # the start of a run. 0 prints nothing.
     config.expected_accuracy = 0.0

@@ -55,7 +55,10 @@ OPERATIONAL = (
     "profile_steps",
     "checkpoint_every_epochs",
     "keep_checkpoints",
-    "diagnostics_every_epochs",
+    "diagnostics_every",
+    "diagnostics_share",
+    "record_norms",
+    "merge",
     "expected_accuracy",
     "mesh.data",
     "mesh.fsdp",
@@ -84,7 +87,15 @@ ADDED_LATER: dict[str, Any] = {
     "kind": "conv",
     "augment.cutout": 0,
     "start": "",
+    "replay": "",
+    "record_norms": False,
+    "merge": False,
+    "diagnostics_every": 100,
+    "diagnostics_share": 0.03,
 }
+
+# Keys that there were once, and that changed nothing that is computed: not read.
+REMOVED = ("diagnostics_every_epochs",)
 
 # Bounds as (test, words); a value that fails its test is refused with the words.
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -108,6 +119,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: not v or (len(v) == 2 and all(type(x) is int for x in v) and 1 <= v[0] <= v[1]),
         "two step numbers FIRST,LAST with 1 <= FIRST <= LAST, or () for none",
     ),
+    "diagnostics_share": (lambda v: 0 < v <= 1, "a share of the time: 0 < diagnostics_share <= 1"),
     "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
     "augment.cutout": (lambda v: v >= 0, "0 (none) or a positive number of pixels"),
 } | {
@@ -120,7 +132,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "steps_per_dispatch",
         "checkpoint_every_epochs",
         "keep_checkpoints",
-        "diagnostics_every_epochs",
+        "diagnostics_every",
     )
 }
 
@@ -138,8 +150,10 @@ def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[st
 
 
 def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A whole config flattened, with the keys that there were not yet when it was written."""
-    return ADDED_LATER | flatten(config)
+    """A whole config flattened, with the keys that there were not yet when it was written, and
+    without those that are gone."""
+    flat = ADDED_LATER | flatten(config)
+    return {key: value for key, value in flat.items() if key not in REMOVED}
 
 
 def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
@@ -256,6 +270,8 @@ def settle(config: ConfigDict) -> ConfigDict:
         for key in ADDED_LATER.keys() - flatten(config).keys():
             group, _, last = key.rpartition(".")
             (config[group] if group else config)[last] = ADDED_LATER[key]
+        for key in [key for key in REMOVED if key in config]:
+            del config[key]
     published = config.protocol == "published"
     if config.validation is None:
         config.validation = 0.0 if published else 0.1
@@ -269,6 +285,7 @@ def settle(config: ConfigDict) -> ConfigDict:
             "trains on the whole training set; leave validation out or use protocol=ours"
         )
     _settle_size(config)
+    _settle_norms(config)
     return config
 
 
@@ -309,6 +326,15 @@ def _settle_size(config: ConfigDict) -> None:
             f"kind={config.kind}: only factorized convolutions have a factor in the middle "
             "(rank_scale=1 is the published deep network)"
         )
+
+
+def _settle_norms(config: ConfigDict) -> None:
+    """Raises RunError where what is asked of factors is asked where there are none."""
+    for key in ("replay", "record_norms", "merge"):
+        if config[key] and not has_factors(config):
+            raise RunError(f"{key}={config[key]}: nothing is factorized (give a rank_scale)")
+    if config.replay and config.kind != "conv":
+        raise RunError(f"replay={config.replay} with kind={config.kind}: two factors are rescaled")
 
 
 def _names(config: ConfigDict) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ The lines between are `experiments.metrics.Progress.line`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def closing(outcome: Result, workdir: Path) -> str:
         f"final test accuracy {final.accuracy:.2%} (loss {final.loss:.3f}) "
         f"after {outcome.epochs} epochs, {duration(outcome.wall_time_s)}",
         f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch}" if best else None,
+        *_merged(outcome, workdir),
+        *_replayed(outcome),
+        f"diagnostics took {outcome.diagnostics_time_s / outcome.wall_time_s:.1%} of the time",
         f"result: {workdir / RESULT}, plots: {workdir / 'plots'}",
     ]
     return "\n".join(filter(None, lines))
+
+
+def _merged(outcome: Result, workdir: Path) -> Iterator[str]:
+    if compact := outcome.compact:
+        yield (
+            f"merged: test accuracy {compact.accuracy:.2%} with {compact.parameters:,} parameters "
+            f"instead of {outcome.parameters:,}; logits differ by {compact.logit_difference:.1e} "
+            f"of the largest; in {workdir / compact.file}"
+        )
+
+
+def _replayed(outcome: Result) -> Iterator[str]:
+    if replay := outcome.replay:
+        yield (
+            f"replayed the norms of {replay.run}: they differ by at most "
+            f"{replay.largest_difference:.1e}"
+        )

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.errors import RunError
 from experiments.state import TrainState
+from lowrank_jax.norm_replay import raise_if_vanished
 from lowrank_jax.tree import path_string
 
 
@@ -33,6 +34,10 @@ def diverged(
       batches: steps in an epoch.
       saved: the step of the latest checkpoint.
     """
+    try:
+        raise_if_vanished(state.opt_state)
+    except ValueError as error:
+        return RunError(f"norms cannot be replayed: {error}")
     finite = np.isfinite(losses)
     what, index = ("state", len(losses) - 1) if finite.all() else ("loss", int(np.argmin(finite)))
     at = step + index + 1

@@ -3,12 +3,13 @@
 One JSON object a line, on disk before `write` returns:
 
     {"step": 39, "epoch": 1.0, "train_loss": 1.9, "validation_accuracy": 0.41, ...,
+     "diagnostics_seconds": 0.05,
      "diagnostics": {"nuclear_norm": {"block_1/conv1/kernel": 12.5, ...}, ...},
      "spectra": {"block_1/conv1/kernel": [3.1, 2.2, ...], ...}}
 
-`diagnostics` and `spectra` are there only where they were measured; a value that is not a number is
-null. TensorBoard gets the scalars, and for each diagnostic the mean over the kernels, under the
-names of the published system (`metric/NucNorm`).
+The last three are there only where kernels were measured, which may be within an epoch; a value
+that is not a number is null. TensorBoard gets the scalars, and for each diagnostic the mean over
+the kernels, under the names of the published system (`metric/NucNorm`).
 
 A run that resumes from a checkpoint of step s takes back what was written after it. For that to
 give the record of an uninterrupted run, write everything of a step before its checkpoint is saved.
@@ -43,6 +44,7 @@ TAGS = {
     "stable_rank": "metric/StableRank",
     "effective_rank": "metric/EffectiveRank",
     "learning_rate": "hyper/lr",
+    "effective_learning_rate": "hyper/lr-eff_frobsq",
 }
 
 
@@ -258,7 +260,6 @@ def _tagged(
         rate = float(scalars["learning_rate"])
         with np.errstate(divide="ignore"):
             tagged["hyper/lr-eff_frob"] = float(np.mean(rate / norms))
-            tagged["hyper/lr-eff_frobsq"] = float(np.mean(rate / norms**2))
     return tagged
 
 

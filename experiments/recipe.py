@@ -6,6 +6,7 @@ published recipe: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4 and its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -122,16 +123,35 @@ def counted_parameters(config: ConfigDict, params: Any) -> int:
 
 
 def optimizer(
-    config: ConfigDict, steps_per_epoch: int, ratio: float
+    config: ConfigDict,
+    steps_per_epoch: int,
+    ratio: float,
+    norms: Mapping[str, Any] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum; decay comes first, so that it passes through the momentum, and pruning
-    last, so that nothing moves what it has set to zero."""
+    """SGD with momentum; decay comes first, so that it passes through the momentum, and what sets
+    or records the outcome of a step last: pruning, and norms.
+
+    Args:
+      config: the settled config.
+      steps_per_epoch: of the run.
+      ratio: see `decay`.
+      norms: what a run with `replay` sets, by path of the factorized kernel.
+    """
     schedule = learning_rate(config, steps_per_epoch)
     parts = [decay(config, ratio), optax.sgd(schedule, momentum=config.momentum)]
     if config.method == "prune":
         pruned = _pruning_schedule(config, steps_per_epoch)
         parts.append(magnitude_pruning(_factorization(config).pattern, config.ratio, pruned))
+    if norms is not None:
+        parts.append(lrj.replay_norms(norms))
+    if records_norms(config):
+        parts.append(lrj.record_norms(config.epochs * steps_per_epoch))
     return optax.chain(*parts)
+
+
+def records_norms(config: ConfigDict) -> bool:
+    """Whether the norms after each step are kept: to be replayed, or to see that they were."""
+    return config.record_norms or bool(config.replay)
 
 
 def reduced_from(config: ConfigDict, steps_per_epoch: int) -> int:

@@ -5,11 +5,15 @@
      "final": {"split", "accuracy", "loss", "epoch", "step"},
      "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
      "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"} or null} or null,
-     "steps", "epochs", "wall_time_s", "compile_time_s", "versions", "commit", "hardware"}
+     "compact": {"parameters", "accuracy", "loss", "logit_difference", "file"} or null,
+     "replay": {"run", "largest_difference"} or null,
+     "steps", "epochs", "wall_time_s", "compile_time_s", "diagnostics_time_s", "versions", "commit",
+     "hardware"}
 
 Accuracies are fractions; multiply-adds are those of one example's forward pass, in the forms in
 which the run applies its kernels (`forms.json`). `start` is null where the run began with a random
-network, and missing in older files.
+network, `compact` where it was not merged at the end, `replay` where no norms were set. Older files
+do not have all of these.
 """
 
 from __future__ import annotations
@@ -80,6 +84,28 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compact:
+    """The dense network that a factorized one was merged into at the end: its parameters, accuracy
+    and loss on the test images, the largest difference of its logits from those of the factors (as
+    a share of the largest logit), and the file in the run folder that it is in."""
+
+    parameters: int
+    accuracy: float
+    loss: float
+    logit_difference: float
+    file: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """The run whose norms were set after each step, and the largest difference from them, as a
+    share of the recorded norm."""
+
+    run: str
+    largest_difference: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """The content of `result.json`; `as_dict` adds versions and hardware.
 
@@ -100,8 +126,11 @@ class Result:
     epochs: float
     wall_time_s: float
     compile_time_s: float
+    diagnostics_time_s: float
     commit: Mapping[str, Any] | None
     start: Start | None = None
+    compact: Compact | None = None
+    replay: Replay | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {

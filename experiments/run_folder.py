@@ -9,6 +9,8 @@
     result.json      the outcome, written last
     plots/           drawn from metrics.jsonl
     profile/         traces, if profile_steps asks for them
+    norms.npz        norms after every step, if record_norms asks for them
+    compact.safetensors   the merged network, if merge asks for it
 
 A folder belongs to one experiment. Before anything is written, what is there is compared with what
 is asked for, and whatever differs is refused.
@@ -38,11 +40,13 @@ CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "
 FORMS, FORMS_TO_READ = "forms.json", "forms.txt"
 
 # What a run may be continued with a change of. Steps per dispatch, layout, forms,
-# rematerialization and the mesh do not change the experiment either, but they may change bits.
+# rematerialization and the mesh do not change the experiment either, but they may change bits;
+# recorded norms are a part of the state.
 MAY_CHANGE = tuple(
     key
     for key in arguments.OPERATIONAL
-    if key not in ("steps_per_dispatch", "layout", "forms", "remat") and not key.startswith("mesh.")
+    if key not in ("steps_per_dispatch", "layout", "forms", "remat", "record_norms")
+    and not key.startswith("mesh.")
 )
 
 

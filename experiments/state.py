@@ -9,7 +9,7 @@ has its ranks from arrays, those of the trained network that the run starts from
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -113,7 +113,11 @@ def missed_ratio(config: ConfigDict, reached: float) -> str | None:
 
 
 def plan(
-    config: ConfigDict, network: Any, batches_per_epoch: int, table: lrj.Table | None = None
+    config: ConfigDict,
+    network: Any,
+    batches_per_epoch: int,
+    table: lrj.Table | None = None,
+    norms: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plans a run.
 
@@ -123,10 +127,11 @@ def plan(
         and ``ordinary``, the dense network that ratios are relative to.
       batches_per_epoch: steps in an epoch.
       table: what is factorized, where that is known already. By default it is resolved by shapes.
+      norms: what a run with `replay` sets, by path; a plan that is not carried out needs none.
 
     Raises:
-      RunError: a rule does not fit the model, the mesh not the devices, or the number of
-        micro-batches not the batch.
+      RunError: a rule does not fit the model, the mesh not the devices, the number of micro-batches
+        not the batch, or the norms not the network.
     """
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
@@ -146,13 +151,19 @@ def plan(
         raise RunError(str(error)) from error
     dense_parameters = lrj.describe(ordinary_params).parameters
     parameters = recipe.parameters_left(config, params)
-    tx = recipe.optimizer(config, batches_per_epoch, parameters / dense_parameters)
+    if config.replay and norms is None:
+        norms = {row.path: jnp.ones(1) for row in table.rows}
+    tx = recipe.optimizer(config, batches_per_epoch, parameters / dense_parameters, norms)
+    try:
+        opt_state = jax.eval_shape(tx.init, params)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         params=params,
         model_state=model_state,
-        opt_state=jax.eval_shape(tx.init, params),
+        opt_state=opt_state,
     )
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

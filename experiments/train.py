@@ -15,24 +15,25 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-import lowrank_jax as lrj
 from experiments import (
     arguments,
+    compact,
     compilation_cache,
     console,
     files,
     forms,
+    norm_record,
     plots,
     profiling,
     recipe,
     run_folder,
+    tally,
     tasks,
 )
 from experiments import mesh as meshes
@@ -43,10 +44,11 @@ from experiments.checkpoint import Checkpoints
 from experiments.dispatch import default_steps, dispatch_function, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
+from experiments.kernel_diagnostics import KernelDiagnostics, Measured
 from experiments.metrics import MetricsWriter, Progress
 from experiments.result import FILE_NAME as RESULT
-from experiments.result import Best, Final, Result, Start, commit, versions
-from experiments.state import Plan, TrainState, Variables
+from experiments.result import commit, versions
+from experiments.state import TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -92,8 +94,12 @@ def _train(
     batches = task.batches_per_epoch()
     start = starts.load(config, task.network, task.data)
     table = None if start is None else states.resolve(config, start.params)
-    plan = states.plan(config, task.network, len(batches), table)
+    record = norm_record.NormRecord.load(config.replay)
+    norms = None if record is None else record.norms
+    plan = states.plan(config, task.network, len(batches), table, norms)
     total_steps = config.epochs * len(batches)
+    if record is not None:
+        record.require_fit(plan.table, total_steps)
     for batch_size in batches:
         micro_batch_size(batch_size, config.accumulate_steps)
     profiling.check(config.profile_steps, total_steps)
@@ -123,7 +129,7 @@ def _train(
     stop.leave_if_requested()
     if latest is None:
         state = states.create(plan, task.network, start)
-        progress = _new_progress(config.steps_per_dispatch or default_steps(plan))
+        progress = tally.new(config.steps_per_dispatch or default_steps(plan))
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
@@ -134,6 +140,7 @@ def _train(
             table=plan.table,
             fingerprint=task.data.fingerprint,
         )
+        progress = tally.new(progress["steps_per_dispatch"]) | progress
         say(f"continuing from step {latest}")
         if progress["versions"] != versions():
             say("the versions of the software have changed since: the bits may differ")
@@ -176,10 +183,14 @@ def _train(
     spent_before = progress["wall_time_s"]
     pace = Progress(total_steps, config.batch_size, step)
     told = time.perf_counter()
+    diagnostics = KernelDiagnostics(config, plan, progress)
     profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
 
+    def elapsed() -> float:
+        return spent_before + time.perf_counter() - started
+
     def save() -> None:
-        progress["wall_time_s"] = spent_before + time.perf_counter() - started
+        progress["wall_time_s"] = elapsed()
         checkpoints.save(
             step,
             state,
@@ -189,6 +200,14 @@ def _train(
             progress=progress,
         )
 
+    def write(epoch: float, scalars: dict[str, float], measures: Measured | None) -> None:
+        if measures is None:
+            metrics.write(step, epoch, scalars)
+        else:
+            scalars = scalars | {"diagnostics_seconds": measures.seconds}
+            diagnosed, spectra = measures.diagnostics, measures.spectra
+            metrics.write(step, epoch, scalars, diagnostics=diagnosed, spectra=spectra)
+
     with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
         if latest is None:
             scalars = {"learning_rate": float(plan.schedule(0))}
@@ -197,10 +216,10 @@ def _train(
                     before = measured(split, start)
                     scalars |= {f"start_{name}": value for name, value in before.items()}
                     scalars |= measured(split, state)
-                begun = _start(config, plan, scalars)
+                begun = tally.start_of(config, plan, scalars)
                 progress["start"] = dataclasses.asdict(begun)
                 say(console.at_step_0(begun))
-            _write_diagnostics(metrics, config, plan, state, 0, 0.0, scalars, spectra=True)
+            write(0.0, scalars, diagnostics.measure(state.params, scalars["learning_rate"]))
             save()
         for epoch in range(step // len(batches), config.epochs):
             order = jax.device_put(task.order(epoch), everywhere)
@@ -218,19 +237,27 @@ def _train(
                     )
                     losses = np.asarray(sums["loss"])
                 stopping = stop.requested
-                # At a finite loss the last step can still have spoiled the state: not to be saved.
-                saves = stopping or cut is cuts[-1]
-                if not np.isfinite(losses).all() or (saves and not_finite(state)):
+                due = diagnostics.due(step, step + cut.steps, elapsed())
+                # At a finite loss the last step can still have spoiled the state: that is neither
+                # saved nor measured.
+                looked_at = stopping or due or cut is cuts[-1]
+                if not np.isfinite(losses).all() or (looked_at and not_finite(state)):
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 progress["loss"] += float(losses.astype(np.float64).sum())
                 progress["correct"] += int(np.asarray(sums["correct"]).sum())
                 progress["examples"] += cut.steps * cut.batch_size
                 pace.update(step)
+                rate = float(plan.schedule(step - 1))
                 if cut is not cuts[-1]:
+                    done = step / len(batches)
+                    if due:
+                        write(
+                            done, {"learning_rate": rate}, diagnostics.measure(state.params, rate)
+                        )
                     if time.perf_counter() - told >= _SECONDS_BETWEEN_LINES:
                         told = time.perf_counter()
-                        say(pace.line(step, step / len(batches), _train_means(progress)))
+                        say(pace.line(step, done, tally.train_means(progress)))
                     if stopping:
                         save()
                         raise Stopped(f"stopped at step {step}; start again to continue")
@@ -238,21 +265,19 @@ def _train(
             # ------------------------------------------------------------ end of an epoch
             done = epoch + 1
             last = done == config.epochs
-            scalars = _train_means(progress) | {
-                "learning_rate": float(plan.schedule(step - 1)),
+            scalars = tally.train_means(progress) | {
+                "learning_rate": rate,
                 "examples_per_second": pace.examples_per_second,
             }
-            progress |= _empty_sums()
+            progress |= tally.empty_sums()
             if "validation" in task.splits:
                 scalars |= measured("validation", state)
             if last or "validation" not in task.splits:
                 scalars |= measured("test", state)
             if step >= recipe.reduced_from(config, len(batches)):
-                _note_best(progress, task.selects, scalars, done)
-            if last or done % config.diagnostics_every_epochs == 0:
-                _write_diagnostics(metrics, config, plan, state, step, done, scalars, spectra=last)
-            else:
-                metrics.write(step, done, scalars)
+                tally.note_best(progress, task.selects, scalars, done)
+            measures = diagnostics.measure(state.params, rate) if due or last else None
+            write(done, scalars, measures)
             say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
@@ -264,116 +289,21 @@ def _train(
     checkpoints.close()
 
     # ---------------------------------------------------------------- the result
-    seconds = spent_before + time.perf_counter() - started
-    parameters = recipe.counted_parameters(config, state.params)
-    outcome = _result(config, task, plan, parameters, progress, step, seconds, revision)
+    recorded = norm_record.write(workdir, state.opt_state) if recipe.records_norms(config) else {}
+    merged = compact.save(workdir, config, task, state, revision) if config.merge else None
+    progress["wall_time_s"] = elapsed()
+    outcome = tally.result_of(
+        progress,
+        config,
+        task,
+        plan,
+        parameters=recipe.counted_parameters(config, state.params),
+        step=step,
+        commit=revision,
+        compact=merged,
+        replay=norm_record.compare(recorded, record) if record is not None else None,
+    )
     plots.run_plots(workdir)
     files.write_json(workdir / RESULT, outcome.as_dict())
     say(console.closing(outcome, workdir))
     return workdir
-
-
-def _write_diagnostics(
-    metrics: MetricsWriter,
-    config: ConfigDict,
-    plan: Plan,
-    state: TrainState,
-    step: int,
-    epoch: float,
-    scalars: dict[str, float],
-    *,
-    spectra: bool,
-) -> None:
-    """One record with the measures of every kernel that is factorized (or would be)."""
-    try:
-        table = (
-            plan.table
-            if plan.table.rows
-            else lrj.resolve(state.params, recipe.comparison_rules(config))
-        )
-        diagnostics = lrj.diagnostics.report(state.params, table)
-        values = lrj.diagnostics.spectrum(state.params, table) if spectra else None
-    except ValueError as error:  # A kernel with NaN in it, or a rule that fits nothing.
-        raise RunError(str(error)) from error
-    metrics.write(step, epoch, scalars, diagnostics=diagnostics, spectra=values)
-
-
-def _empty_sums() -> dict[str, Any]:
-    return {"loss": 0.0, "correct": 0, "examples": 0}
-
-
-def _new_progress(steps_per_dispatch: int) -> dict[str, Any]:
-    """What the loop carries besides the state; saved with every checkpoint."""
-    return _empty_sums() | {
-        "start": None,
-        "best": None,
-        "final": None,
-        "wall_time_s": 0.0,
-        "compile_time_s": 0.0,
-        "steps_per_dispatch": steps_per_dispatch,
-        "versions": versions(),
-    }
-
-
-def _train_means(progress: dict[str, Any]) -> dict[str, float]:
-    return {
-        "train_loss": progress["loss"] / progress["examples"],
-        "train_accuracy": progress["correct"] / progress["examples"],
-    }
-
-
-def _note_best(
-    progress: dict[str, Any], split: str | None, scalars: dict[str, float], epoch: int
-) -> None:
-    if split is None:
-        return
-    accuracy = scalars[f"{split}_accuracy"]
-    if progress["best"] is None or accuracy > progress["best"]["accuracy"]:
-        progress["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
-
-
-def _start(config: ConfigDict, plan: Plan, scalars: dict[str, float]) -> Start:
-    factorized = {"accuracy": scalars["test_accuracy"], "loss": scalars["test_loss"]}
-    return Start(
-        run=config.start,
-        accuracy=scalars["start_test_accuracy"],
-        loss=scalars["start_test_loss"],
-        factorized=factorized if plan.table.rows else None,
-    )
-
-
-def _result(
-    config: ConfigDict,
-    task: Any,
-    plan: Plan,
-    parameters: int,
-    progress: dict[str, Any],
-    step: int,
-    seconds: float,
-    revision: dict[str, Any] | None,
-) -> Result:
-    final = progress["final"]
-    return Result(
-        name=config.name,
-        seed=config.seed,
-        config=config.to_dict(),
-        data=task.data,
-        parameters=parameters,
-        dense_parameters=plan.dense_parameters,
-        multiply_adds=plan.multiply_adds,
-        dense_multiply_adds=plan.dense_multiply_adds,
-        final=Final(
-            split="test",
-            accuracy=final["test_accuracy"],
-            loss=final["test_loss"],
-            epoch=config.epochs,
-            step=step,
-        ),
-        best=Best(**progress["best"]) if progress["best"] else None,
-        steps=step,
-        epochs=config.epochs,
-        wall_time_s=seconds,
-        compile_time_s=progress["compile_time_s"],
-        commit=revision,
-        start=Start(**progress["start"]) if progress.get("start") else None,
-    )

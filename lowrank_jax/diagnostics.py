@@ -11,7 +11,8 @@ With the singular values ``s`` of a kernel ``W = u m vt`` read as the matrix its
     spectrum           s, in descending order
 
 The bound is what ordinary weight decay on the factors penalizes, and it is tight where the factors
-are balanced and orthogonal, which the non-orthogonality measures. With ``m`` it bounds nothing, and
+are balanced, ``uᵀu = vt vtᵀ``. Spectral initialization makes both of these diagonal, and the
+non-orthogonality tells how far they have moved from that. With ``m`` the bound bounds nothing, and
 the non-orthogonality is not defined. A kernel of zeros has stable and effective rank 0.
 
 Every function takes ``(params, table=None)`` and returns ``{path: value}`` in the tree's order, a
@@ -119,14 +120,14 @@ def spectrum(params: Any, table: Table | None = None) -> dict[str, np.ndarray]:
     >>> spectrum({"kernel": weight})
     {'kernel': array([4., 3.])}
     """
-    return {path: kernel.singular_values for path, kernel in _measured(params, table)}
+    return _measure(params, table, _spectrum)  # type: ignore[return-value]
 
 
 def report(params: Any, table: Table | None = None) -> dict[str, dict[str, Value]]:
-    """All the scalar measures, by name and path, at the cost of one decomposition per kernel.
+    """All the measures, by name and path, at the cost of one decomposition per kernel.
 
-    The names are those of the functions here, :func:`spectrum` excepted. Every name is there, with
-    no paths if nothing has that measure. Arguments as :func:`frobenius_norm`.
+    The names are those of the functions here. Every name is there, with no paths if nothing has
+    that measure. Arguments as :func:`frobenius_norm`.
 
     >>> from lowrank_jax.weights import LowRank
     >>> result = report({"kernel": LowRank(u=np.ones((2, 1)), vt=np.ones((1, 2)))})
@@ -225,6 +226,10 @@ def _effective_rank(kernel: _Kernel) -> np.ndarray:
     return np.where(shares.sum(-1) > 0, np.exp(-(shares * logarithms).sum(-1)), 0.0)
 
 
+def _spectrum(kernel: _Kernel) -> np.ndarray:
+    return kernel.singular_values
+
+
 _MEASURES: Mapping[str, Callable[[_Kernel], np.ndarray | None]] = {
     "frobenius_norm": _frobenius_norm,
     "nuclear_norm": _nuclear_norm,
@@ -232,6 +237,7 @@ _MEASURES: Mapping[str, Callable[[_Kernel], np.ndarray | None]] = {
     "non_orthogonality": _non_orthogonality,
     "stable_rank": _stable_rank,
     "effective_rank": _effective_rank,
+    "spectrum": _spectrum,
 }
 
 

@@ -69,6 +69,7 @@ def test_tensorboard_gets_scalars_and_means_over_kernels(tmp_path):
             diagnostics={
                 "frobenius_norm": {"a": 2.0, "b": 4.0},
                 "nuclear_bound": {"a": 1.0, "b": 2.0},
+                "effective_learning_rate": {"a": 0.1 / 4, "b": 0.1 / 16},
             },
         )
     assert scalars(read_events(tmp_path / "tensorboard")) == [
@@ -76,8 +77,8 @@ def test_tensorboard_gets_scalars_and_means_over_kernels(tmp_path):
         (5, "train_loss", 2.0),
         (5, "metric/FrobNorm", 3.0),
         (5, "metric/NucNorm-bound", 1.5),
-        (5, "hyper/lr-eff_frob", 0.0375),
         (5, "hyper/lr-eff_frobsq", round((0.1 / 4 + 0.1 / 16) / 2, 6)),
+        (5, "hyper/lr-eff_frob", 0.0375),
     ]
 
 

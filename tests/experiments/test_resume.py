@@ -148,8 +148,8 @@ def test_sigterm_at_every_other_moment(
         (tasks, "load", 1),
         (training.states, "create", 1),
         (training, "dispatch_function", 1),
-        (training, "_write_diagnostics", 1),
-        (training, "_note_best", 1),
+        (training.KernelDiagnostics, "measure", 1),
+        (training.tally, "note_best", 1),
     ]
     for owner, name, number in moments:
         with monkeypatch.context() as patch:

@@ -177,7 +177,7 @@ def test_dispatches_of_any_length_train_alike(tmp_path: Path) -> None:
 )
 def test_training_learns(argument: str, tmp_path: Path) -> None:
     """Whatever is chosen, the loss falls well below that of guessing, log 10 = 2.30."""
-    tiny_runs.train(tmp_path / "run", argument, epochs=8, batch_size=32, diagnostics_every_epochs=8)
+    tiny_runs.train(tmp_path / "run", argument, epochs=8, batch_size=32)
     assert outcome(tmp_path / "run")["metrics"][-1]["train_loss"] < 1.5
 
 
@@ -213,7 +213,8 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert {
         *("name", "seed", "config", "data", "parameters", "dense_parameters", "ratio"),
         *("multiply_adds", "dense_multiply_adds", "final", "best", "start", "steps", "epochs"),
-        *("wall_time_s", "compile_time_s", "versions", "commit", "hardware"),
+        *("wall_time_s", "compile_time_s", "diagnostics_time_s", "compact", "replay"),
+        *("versions", "commit", "hardware"),
     } == set(result)
     assert result["config"] == json.loads((folder / "config.json").read_text())
     assert result["data"] == json.loads((folder / "data.json").read_text())

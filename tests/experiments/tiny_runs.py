@@ -101,6 +101,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         line.pop("examples_per_second", None)
+        line.pop("diagnostics_seconds", None)
     return {
         "digest": json.loads(manifest.read_text())["digest"],
         "metrics": lines,

@@ -1,0 +1,55 @@
+"""The compact network that an overcomplete one was trained for: its factors merged, and saved.
+
+Wide and deep factors train a dense network, and what is deployed has the parameters of that one
+alone. It is written at the end of a run with `merge`, after a comparison with the factors on the
+whole test set: no logit may differ by more than 1e-4 of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import lowrank_jax as lrj
+from experiments import files, merging
+from experiments.export import description
+from experiments.result import Compact
+from experiments.state import TrainState
+
+FILE_NAME = "compact.safetensors"
+
+
+def save(
+    folder: Path,
+    config: ConfigDict,
+    task: Any,
+    state: TrainState,
+    commit: Mapping[str, Any] | None,
+) -> Compact:
+    """Writes the merged network of a trained state to a run folder.
+
+    Args:
+      folder: of the run.
+      config: settled.
+      task: with the test images, see `experiments.tasks`.
+      state: after training.
+      commit: of the source tree, for the file's manifest.
+
+    Raises:
+      RunError: it cannot be written, or its logits are not those of the factors.
+    """
+    found = merging.compare(task, state.params, state.model_state)
+    path = folder / FILE_NAME
+    tree = {"params": lrj.merge(state.params), **state.model_state}
+    with files.writing(path):
+        lrj.export.save(path, tree, description(config, task, found.merged.accuracy, commit))
+    return Compact(
+        parameters=found.merged.parameters,
+        accuracy=found.merged.accuracy,
+        loss=found.merged.loss,
+        logit_difference=found.logit_difference,
+        file=FILE_NAME,
+    )

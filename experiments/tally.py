@@ -1,0 +1,107 @@
+"""The tally of a run: what the loop counts besides the state, saved with every checkpoint.
+
+Sums over the steps of the epoch in progress, the best epoch so far, what was measured at the start
+and at the end, and where the time went. It is plain data, and becomes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.result import Best, Compact, Final, Replay, Result, Start, versions
+from experiments.state import Plan
+
+Tally = dict[str, Any]
+
+
+def new(steps_per_dispatch: int) -> Tally:
+    """The tally at step 0."""
+    return empty_sums() | {
+        "start": None,
+        "best": None,
+        "final": None,
+        "wall_time_s": 0.0,
+        "compile_time_s": 0.0,
+        "diagnostics": {"seconds": 0.0, "records": 0, "left_out": 0},
+        "steps_per_dispatch": steps_per_dispatch,
+        "versions": versions(),
+    }
+
+
+def empty_sums() -> Tally:
+    """The sums at the beginning of an epoch."""
+    return {"loss": 0.0, "correct": 0, "examples": 0}
+
+
+def train_means(tally: Tally) -> dict[str, float]:
+    """Loss and accuracy over the steps of the epoch so far."""
+    return {
+        "train_loss": tally["loss"] / tally["examples"],
+        "train_accuracy": tally["correct"] / tally["examples"],
+    }
+
+
+def note_best(tally: Tally, split: str | None, scalars: Mapping[str, float], epoch: int) -> None:
+    """Keeps the epoch if it is the best so far on the split; there may be none to select on."""
+    if split is None:
+        return
+    accuracy = scalars[f"{split}_accuracy"]
+    if tally["best"] is None or accuracy > tally["best"]["accuracy"]:
+        tally["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
+
+
+def start_of(config: ConfigDict, plan: Plan, scalars: Mapping[str, float]) -> Start:
+    """What the trained network was that a run starts from, as measured at step 0."""
+    factorized = {"accuracy": scalars["test_accuracy"], "loss": scalars["test_loss"]}
+    return Start(
+        run=config.start,
+        accuracy=scalars["start_test_accuracy"],
+        loss=scalars["start_test_loss"],
+        factorized=factorized if plan.table.rows else None,
+    )
+
+
+def result_of(
+    tally: Tally,
+    config: ConfigDict,
+    task: Any,
+    plan: Plan,
+    *,
+    parameters: int,
+    step: int,
+    commit: Mapping[str, Any] | None,
+    compact: Compact | None,
+    replay: Replay | None,
+) -> Result:
+    """The result of a finished run."""
+    final = tally["final"]
+    return Result(
+        name=config.name,
+        seed=config.seed,
+        config=config.to_dict(),
+        data=task.data,
+        parameters=parameters,
+        dense_parameters=plan.dense_parameters,
+        multiply_adds=plan.multiply_adds,
+        dense_multiply_adds=plan.dense_multiply_adds,
+        final=Final(
+            split="test",
+            accuracy=final["test_accuracy"],
+            loss=final["test_loss"],
+            epoch=config.epochs,
+            step=step,
+        ),
+        best=Best(**tally["best"]) if tally["best"] else None,
+        steps=step,
+        epochs=config.epochs,
+        wall_time_s=tally["wall_time_s"],
+        compile_time_s=tally["compile_time_s"],
+        diagnostics_time_s=tally["diagnostics"]["seconds"],
+        commit=commit,
+        start=Start(**tally["start"]) if tally["start"] else None,
+        compact=compact,
+        replay=replay,
+    )
