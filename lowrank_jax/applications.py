@@ -50,7 +50,7 @@ class Application:
 
     @property
     def signature(self) -> str:
-        """All of it in one line of text: equal for equal applications."""
+        """All of it in one line of text, equal for equal applications."""
         inputs = f"{self.inputs.dtype}[{','.join(map(str, self.inputs.shape))}]"
         arguments = [f"{name}={value}" for name, value in self.arguments]
         return " ".join([self.operation, inputs, repr(self.weight), *arguments])

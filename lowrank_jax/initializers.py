@@ -90,7 +90,7 @@ class Initializer(abc.ABC):
         """The matrix to decompose for a kind that is not made of two factors.
 
         Args:
-          matrix, fans, key: as above.
+          matrix, fans, key: as in a call.
 
         Raises:
           ValueError: the initializer asks for what only two factors, or three, can be.

@@ -88,6 +88,7 @@ class Rule:
         self.depth, self.axes = depth, axes
 
     def matches(self, path: str) -> bool:
+        """Whether the pattern is that of the whole path."""
         return self.regex.fullmatch(path) is not None
 
     def axes_for(self, shape: Sequence[int]) -> dict[str, int]:

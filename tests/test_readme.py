@@ -144,6 +144,10 @@ def test_commands(tmp_path: Path):
                 assert re.search(r"test accuracy .* at the start, .* factorized", printed)
                 result = json.loads((tmp_path / "runs/compressed/result.json").read_text())
                 assert result["start"]["run"] == "runs/quickstart-seed1"
+            case ["-m", "experiments.main", "--config=configs/distillation.py:runlocal"]:
+                # It takes minutes; a shorter run of this kind is tested with the diagnostics.
+                words = ["experiments.main", "experiments.describe"]
+                assert "parameters 850,330 of 269,722" in shell.run(command.replace(*words))
             case ["-m", "experiments.main", config]:
                 # Its data is downloaded, and there is no network.
                 data = "tiny_imagenet" if "data=tiny_imagenet" in config else "cifar10"
@@ -151,6 +155,9 @@ def test_commands(tmp_path: Path):
                 assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
                 assert len(list(tmp_path.glob("runs/*"))) <= 2
+            case ["-m", "experiments.sweep", sweep] if sweep.endswith(":runlocal"):
+                runs = 3 if "norm_replay" in sweep else 12
+                assert f"{runs} runs: {runs} open" in shell.run(command, "--dry-run")
             case ["-m", "experiments.sweep", _, "--dry-run"]:
                 assert re.search(r"^(\d+) runs: \1 open$", shell.run(command), re.MULTILINE)
             case ["-m", "experiments.sweep", _, "--commands"]:
@@ -175,6 +182,12 @@ def test_commands(tmp_path: Path):
             case ["-m", "experiments.benchmark"]:
                 shell.run(command, "--quick", "--only=data", "--alternations=6")
                 assert list(tmp_path.glob("runs/benchmark/*.json"))
+            case ["-m", "sphinx", "-W", *_]:
+                assert (ROOT / "docs" / "conf.py").is_file()  # test_docs.py builds it.
+            case ["-m", "experiments.export", folder, form]:
+                assert "read back and compared" in shell.run(command)
+                name = form.removeprefix("--format=") + ".safetensors" * (form[-1] == "d")
+                assert (tmp_path / folder / "export" / name).exists()
             case ["-m", "experiments.report", "runs", "--out=report"]:
                 assert "fashion_small, test accuracy" in shell.run(command)
                 assert (tmp_path / "report" / "report.md").is_file()
@@ -188,4 +201,5 @@ def check_run_folder(folder: Path) -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     documented = set(re.findall(r"`([^`]+)`", "".join(row.split(" | ")[0] for row in rows)))
     written = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
-    assert written == documented - {"evaluation.json"}  # Which `evaluate` writes.
+    # `evaluate` writes the first; the others are asked for.
+    assert written == documented - {"evaluation.json", "norms.npz", "compact.safetensors"}

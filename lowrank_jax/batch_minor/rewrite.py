@@ -77,9 +77,9 @@ def batch_minor(function: Function) -> Function:
     Returns:
       A function with the same arguments and results, equal up to rounding.
 
-    Raises (when called):
-      TypeError: it is differentiated, which would bypass the derivatives that the function inside
-        defines.
+    Raises:
+      TypeError: when it is differentiated, which would bypass the derivatives that the function
+        inside defines.
 
     >>> from flax import linen as nn
     >>> model, images = nn.Conv(4, (3, 3)), jnp.ones((2, 8, 8, 3))

@@ -24,9 +24,9 @@ class Dense(nn.Dense):
         ``kernel_init`` made by ``lowrank_jax.initializers.factorized`` gives a layer that is born
         factorized.
 
-    Raises (when called):
-      ValueError: the weight stands for a kernel of another shape; or the kernel is factorized and
-        ``dot_general``, ``dot_general_cls`` or ``promote_dtype`` is not flax's.
+    Raises:
+      ValueError: when called, if the weight stands for a kernel of another shape; or if the kernel
+        is factorized and ``dot_general``, ``dot_general_cls`` or ``promote_dtype`` is not flax's.
 
     >>> import jax.numpy as jnp
     >>> from lowrank_jax.weights import LowRank
@@ -62,10 +62,10 @@ class Conv(nn.Conv):
 
     Any stride, padding and dilation. Attributes as for :class:`Dense`.
 
-    Raises (when called):
-      ValueError: the weight stands for a kernel of another shape; or the kernel is factorized and
-        ``feature_group_count`` is not 1, there is a ``mask``, or ``conv_general_dilated``,
-        ``conv_general_dilated_cls`` or ``promote_dtype`` is not flax's.
+    Raises:
+      ValueError: when called, if the weight stands for a kernel of another shape; or if the kernel
+        is factorized and ``feature_group_count`` is not 1, there is a ``mask``, or
+        ``conv_general_dilated``, ``conv_general_dilated_cls`` or ``promote_dtype`` is not flax's.
     """
 
     compose: bool | None = None
