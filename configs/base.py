@@ -60,8 +60,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # crs: weight decay of each factor, scaled by the ratio of compressed to dense parameters.
     config.decay = "frobenius"
     config.weight_decay = 1e-4
-    # A run with record_norms=True, whose norms after each step the factorized kernels of this one
-    # are rescaled to ('': none).
+    # A finished run with record_norms=True, alike but for its decay: after each step the factorized
+    # kernels are rescaled to the norms that they had there ('': none).
     config.replay = ""
 
     # Data. `source` restricts where it is looked for; `dir` and `tfds_dir` say where ('' = in the
@@ -119,7 +119,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.keep_checkpoints = 2
     # Norms, ranks and spectra of the kernels are measured at the end of the dispatch in which this
     # number of steps, or a multiple of it, is reached; less often where all of it would take more
-    # than this share of the time.
+    # than this share of the time. At the beginning and at the end they are measured in any case.
     config.diagnostics_every = 100
     config.diagnostics_share = 0.03
     # The norm of each factorized kernel after each step is written to norms.npz, for replay.

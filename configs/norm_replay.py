@@ -21,7 +21,7 @@ Arguments: every key of `configs/base.py`, above all init, weight_decay, data, s
 given to all three runs. `runlocal=True` is 200 steps on embedded data.
 
 The third run ends with an error if a norm is further than 1e-5 from the recorded one. RUN has to
-be finished, and of the same network; it is read once for the whole run.
+be finished and the same but for its decay, and to stay as it is until the third run is finished.
 
 Cost: three runs of 200 epochs are work for an accelerator; with `runlocal` they take a few minutes.
 """

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -183,7 +184,13 @@ def differences(
     """
     a, b = complete(one), complete(other)
     keys = sorted((a.keys() | b.keys()) - set(ignore))
-    return {key: (a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)}
+    return {key: (a.get(key), b.get(key)) for key in keys if _place(key, a) != _place(key, b)}
+
+
+def _place(key: str, config: Mapping[str, Any]) -> Any:
+    """A value to compare; the folders of other runs are the same however they are written."""
+    value = config.get(key)
+    return Path(value).resolve() if key in ("start", "replay") and value else value
 
 
 Preset = Callable[[ConfigDict], None]
@@ -332,7 +339,10 @@ def _settle_norms(config: ConfigDict) -> None:
     """Raises RunError where what is asked of factors is asked where there are none."""
     for key in ("replay", "record_norms", "merge"):
         if config[key] and not has_factors(config):
-            raise RunError(f"{key}={config[key]}: nothing is factorized (give a rank_scale)")
+            sizes = ", ".join(f"{size}={config[size]:g}" for size in SIZES)
+            raise RunError(
+                f"{key}={config[key]} with method={config.method}, {sizes}: nothing is factorized"
+            )
     if config.replay and config.kind != "conv":
         raise RunError(f"replay={config.replay} with kind={config.kind}: two factors are rescaled")
 

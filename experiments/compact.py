@@ -7,6 +7,7 @@ whole test set: no logit may differ by more than 1e-4 of the largest.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,18 @@ from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import files, merging
-from experiments.export import description
+from experiments.errors import RunError
+from experiments.model_description import description
 from experiments.result import Compact
 from experiments.state import TrainState
 
 FILE_NAME = "compact.safetensors"
+
+
+def require_writer() -> None:
+    """Raises RunError where what writes the file is not installed: before training, not after."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise RunError("merge=True needs safetensors: pip install safetensors, or merge=False")
 
 
 def save(
@@ -41,7 +49,7 @@ def save(
     Raises:
       RunError: it cannot be written, or its logits are not those of the factors.
     """
-    found = merging.compare(task, state.params, state.model_state)
+    found = merging.compare(config, task, state.params, state.model_state)
     path = folder / FILE_NAME
     tree = {"params": lrj.merge(state.params), **state.model_state}
     with files.writing(path):

@@ -61,6 +61,7 @@ def at_step_0(start: Start) -> str:
 def closing(outcome: Result, workdir: Path) -> str:
     """What a run reached, and where that is written."""
     final, best, start = outcome.final, outcome.best, outcome.start
+    left_out = outcome.diagnostics_left_out > 0
     lines = [
         at_step_0(start) if start else None,
         f"final test accuracy {final.accuracy:.2%} (loss {final.loss:.3f}) "
@@ -68,7 +69,8 @@ def closing(outcome: Result, workdir: Path) -> str:
         f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch}" if best else None,
         *_merged(outcome, workdir),
         *_replayed(outcome),
-        f"diagnostics took {outcome.diagnostics_time_s / outcome.wall_time_s:.1%} of the time",
+        f"diagnostics took {outcome.diagnostics_time_s / outcome.wall_time_s:.1%} of the time"
+        + (f"; {outcome.diagnostics_left_out} records left out for that" * left_out),
         f"result: {workdir / RESULT}, plots: {workdir / 'plots'}",
     ]
     return "\n".join(filter(None, lines))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -11,12 +13,13 @@ from lowrank_jax.norm_replay import raise_if_vanished
 from lowrank_jax.tree import path_string
 
 
-def not_finite(state: TrainState) -> list[str]:
-    """Paths of the leaves that hold NaN or infinity, parameters first."""
-    parts = [state.params, state.model_state, state.opt_state]
+def not_finite(state: TrainState | Any) -> list[str]:
+    """Paths of the leaves that hold NaN or infinity: of a whole state, parameters first, or of any
+    other tree."""
+    whole = isinstance(state, TrainState)
     return [
         path_string(path)
-        for part in parts
+        for part in ([state.params, state.model_state, state.opt_state] if whole else [state])
         for path, leaf in jax.tree_util.tree_leaves_with_path(part)
         if not np.isfinite(np.asarray(leaf)).all()
     ]
@@ -37,7 +40,9 @@ def diverged(
     try:
         raise_if_vanished(state.opt_state)
     except ValueError as error:
-        return RunError(f"norms cannot be replayed: {error}")
+        return RunError(
+            f"norms cannot be replayed: {error}. The checkpoint of step {saved} is intact"
+        )
     finite = np.isfinite(losses)
     what, index = ("state", len(losses) - 1) if finite.all() else ("loss", int(np.argmin(finite)))
     at = step + index + 1

@@ -44,7 +44,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     task = tasks.load(run.config)
     state = run.restore(task.network, task.data)
     try:
-        compared = merging.compare(task, state.params, state.model_state)
+        compared = merging.compare(run.config, task, state.params, state.model_state)
     except RunError as error:
         raise RunError(f"{folder}: {error}") from error
     # Training may have measured in lower precision, or on another device.

@@ -20,25 +20,22 @@ have fewer entries than the kernel stay factored, and the others are merged.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import files, tasks
+from experiments import files, recipe, tasks
 from experiments.command_line import exit_code
-from experiments.data import image_set
 from experiments.data.pipeline import evaluation_batch
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.merging import TOLERANCE
+from experiments.model_description import description
 from experiments.result import FILE_NAME as RESULT
 from experiments.state import Variables
 from lowrank_jax.tree import map_kernels
@@ -76,39 +73,11 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     except (ImportError, ValueError) as error:
         raise RunError(f"{path}: {error}") from error
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
-    count = lrj.describe(written).parameters
+    count = recipe.counted_parameters(run.config, written)
     return (
         f"{path}: {form}, {count:,} parameters, {size:,} bytes, read back and compared\n"
         f"recorded test accuracy {run.accuracy:.2%}; to use it:\n{usage}"
     )
-
-
-def description(
-    config: ConfigDict, task: Any, accuracy: float, commit: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What a model is and what it expects, as plain data for the manifest of an export.
-
-    Args:
-      config: of the run, settled.
-      task: of the run, see `experiments.tasks`.
-      accuracy: on the test images, a fraction.
-      commit: of the source tree that trained it, see `experiments.result.commit`.
-    """
-    return {
-        "run": config.name,
-        "seed": config.seed,
-        "commit": commit,
-        "model": config.model.to_dict(),
-        "kind": config.kind,
-        "classes": image_set(config.data.name).num_classes,
-        "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
-        "images": {
-            "size": task.pipeline.size,
-            "mean": [float(mean) for mean in task.pipeline.mean],
-            "std": [float(std) for std in task.pipeline.std],
-        },
-        "test_accuracy": accuracy,
-    }
 
 
 def fewest_entries(params: Any) -> Any:
@@ -122,7 +91,7 @@ def logits_function(task: Any, variables: Variables) -> Callable[[Any], Any]:
 
     It can be traced with a number of images that is left open.
     """
-    network = dataclasses.replace(task.network, model=task.network.model.clone(dtype=jnp.float32))
+    network = task.network.in_float32
     one = np.zeros(1, np.int32)
 
     def normalised(image: Any) -> Any:

@@ -29,6 +29,7 @@ from experiments.benchmark.alternation import Say, Turn, alternate, timed
 from experiments.data import image_set
 from experiments.finished_run import FinishedRun
 from experiments.multiply_adds import multiply_adds
+from experiments.recipe import counted_parameters
 from experiments.result import hardware
 from experiments.tasks.classification import Network
 
@@ -140,7 +141,7 @@ def measure(run: FinishedRun, say: Say = print) -> InferenceCost:
         for form, latency in _latencies(contenders, batch_size, say).items():
             latencies[form].append(latency)
     costs = {
-        form: FormCost(lrj.describe(contender.params).parameters, tuple(latencies[form]))
+        form: FormCost(_count(run, form, contender.params), tuple(latencies[form]))
         for form, contender in contenders.items()
     }
     return InferenceCost(
@@ -148,6 +149,15 @@ def measure(run: FinishedRun, say: Say = print) -> InferenceCost:
         precision=run.config.precision,
         merged_is_dense=network.ordinary == network,
         **costs,
+    )
+
+
+def _count(run: FinishedRun, form: str, params: Any) -> int:
+    """Of the dense network every parameter, of a pruned one those that are left."""
+    return (
+        lrj.describe(params).parameters
+        if form == "dense"
+        else counted_parameters(run.config, params)
     )
 
 

@@ -1,10 +1,10 @@
 """Norms, ranks and spectra of the kernels in the course of a run, within a share of its time.
 
-They are measured at step 0, at the end, and in between at the end of the first dispatch at or after
-each multiple of `diagnostics_every` steps. That happens on the host, between two dispatches, and
-takes time from training: a record that would make all of them take more than `diagnostics_share` of
-the time so far is left out. What they took is in every record (`diagnostics_seconds`) and in the
-result.
+They are measured at step 0 and at the end in any case, and in between at the end of the first
+dispatch at or after each multiple of `diagnostics_every` steps. That happens on the host, between
+two dispatches, and takes time from training: a record that would make all of them take more than
+`diagnostics_share` of the time so far is left out. What they took is in every record
+(`diagnostics_seconds`) and in the result.
 
 To the measures of `lowrank_jax.diagnostics` comes the effective learning rate of each kernel,
 ``learning_rate / ||W||_F²``: in a network with normalization the scale of a kernel changes nothing
@@ -30,7 +30,7 @@ from experiments.tally import Tally
 _DIGITS = 6  # Of the singular values in the record: there are many of them.
 
 
-class Measured(NamedTuple):
+class KernelRecord(NamedTuple):
     """One record: measures by name and path, singular values by path, and what it took."""
 
     diagnostics: dict[str, Mapping[str, Any]]
@@ -45,15 +45,23 @@ class KernelDiagnostics:
       config: settled.
       plan: of the run.
       tally: of the run; what the records take is counted there.
+
+    Raises:
+      RunError: the network has no kernels of the kind that is factorized in others.
     """
 
     def __init__(self, config: ConfigDict, plan: Plan, tally: Tally) -> None:
         self._every, self._share = config.diagnostics_every, config.diagnostics_share
-        self._config, self._table = config, plan.table
         self._spent = tally["diagnostics"]
+        self._table = plan.table
+        if not plan.table.rows:
+            try:
+                self._table = lrj.resolve(plan.abstract.params, recipe.comparison_rules(config))
+            except ValueError as error:
+                raise RunError(str(error)) from error
 
     def due(self, before: int, after: int, elapsed: float) -> bool:
-        """Whether the kernels are to be measured after a dispatch.
+        """Whether the kernels are to be measured after a dispatch; counts those left out.
 
         Args:
           before, after: steps done before and after it.
@@ -66,7 +74,7 @@ class KernelDiagnostics:
         self._spent["left_out"] += not affordable
         return affordable
 
-    def measure(self, params: Any, learning_rate: float) -> Measured:
+    def measure(self, params: Any, learning_rate: float) -> KernelRecord:
         """Measures the kernels now.
 
         Raises:
@@ -74,11 +82,8 @@ class KernelDiagnostics:
         """
         began = time.perf_counter()
         try:
-            table = self._table
-            if not table.rows:
-                table = lrj.resolve(params, recipe.comparison_rules(self._config))
-            found: dict[str, Any] = dict(lrj.diagnostics.report(params, table))
-        except ValueError as error:  # A kernel with NaN in it, or a rule that fits nothing.
+            found: dict[str, Any] = dict(lrj.diagnostics.report(params, self._table))
+        except ValueError as error:  # A kernel with NaN in it.
             raise RunError(str(error)) from error
         with np.errstate(divide="ignore"):
             found["effective_learning_rate"] = {
@@ -92,4 +97,4 @@ class KernelDiagnostics:
         seconds = time.perf_counter() - began
         self._spent["seconds"] += seconds
         self._spent["records"] += 1
-        return Measured(found, spectra, round(seconds, 4))
+        return KernelRecord(found, spectra, round(seconds, 4))

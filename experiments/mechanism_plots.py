@@ -2,7 +2,6 @@
 
     nuclear_norm         ||P||_* and its bound, half the squared norms of the factors, which is what
                          plain decay of the factors penalizes; equal where the factors are balanced
-                         and orthogonal
     frobenius_norm       ||P||_F, which Frobenius decay penalizes
     effective_step_size  learning rate / ||P||_F²: what a step turns the kernel by, where a
                          normalization follows it that makes its scale not matter

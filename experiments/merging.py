@@ -12,10 +12,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
+from experiments import recipe
 from experiments.errors import RunError
 
 TOLERANCE = 1e-4
@@ -49,10 +50,11 @@ class Comparison:
     tolerance: float
 
 
-def compare(task: Any, params: Any, model_state: Any) -> Comparison:
+def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Comparison:
     """Applies a network to the whole test set, as it is and merged.
 
     Args:
+      config: settled.
       task: has ``network``, ``splits`` and ``evaluate``, see `experiments.tasks`.
       params, model_state: of the trained network, arrays.
 
@@ -61,8 +63,7 @@ def compare(task: Any, params: Any, model_state: Any) -> Comparison:
     """
     split = jax.device_put(task.splits["test"])
     # In bfloat16, rounding would hide what is compared.
-    network = dataclasses.replace(task.network, model=task.network.model.clone(dtype=jnp.float32))
-    measure = jax.jit(dataclasses.replace(task, network=network).evaluate)
+    measure = jax.jit(dataclasses.replace(task, network=task.network.in_float32).evaluate)
     merged_params = lrj.merge(params)
     # Accelerators multiply in lower precision unless told otherwise; the two forms would differ.
     with jax.default_matmul_precision("highest"):
@@ -80,16 +81,16 @@ def compare(task: Any, params: Any, model_state: Any) -> Comparison:
     count = len(task.splits["test"][1])
     return Comparison(
         examples=count,
-        factored=_scores(factored, count, params),
-        merged=_scores(merged, count, merged_params),
+        factored=_scores(factored, count, recipe.counted_parameters(config, params)),
+        merged=_scores(merged, count, recipe.counted_parameters(config, merged_params)),
         logit_difference=difference,
         tolerance=TOLERANCE,
     )
 
 
-def _scores(sums: dict[str, jax.Array], count: int, params: Any) -> Scores:
+def _scores(sums: dict[str, jax.Array], count: int, parameters: int) -> Scores:
     return Scores(
         accuracy=int(sums["correct"]) / count,
         loss=float(sums["loss"]) / count,
-        parameters=lrj.describe(params).parameters,
+        parameters=parameters,
     )

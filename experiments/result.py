@@ -7,8 +7,8 @@
      "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"} or null} or null,
      "compact": {"parameters", "accuracy", "loss", "logit_difference", "file"} or null,
      "replay": {"run", "largest_difference"} or null,
-     "steps", "epochs", "wall_time_s", "compile_time_s", "diagnostics_time_s", "versions", "commit",
-     "hardware"}
+     "steps", "epochs", "wall_time_s", "compile_time_s", "diagnostics_time_s",
+     "diagnostics_left_out", "versions", "commit", "hardware"}
 
 Accuracies are fractions; multiply-adds are those of one example's forward pass, in the forms in
 which the run applies its kernels (`forms.json`). `start` is null where the run began with a random
@@ -127,6 +127,7 @@ class Result:
     wall_time_s: float
     compile_time_s: float
     diagnostics_time_s: float
+    diagnostics_left_out: int
     commit: Mapping[str, Any] | None
     start: Start | None = None
     compact: Compact | None = None

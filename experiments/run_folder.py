@@ -9,7 +9,7 @@
     result.json      the outcome, written last
     plots/           drawn from metrics.jsonl
     profile/         traces, if profile_steps asks for them
-    norms.npz        norms after every step, if record_norms asks for them
+    norms.npz        norms after every step, if record_norms or replay ask for them
     compact.safetensors   the merged network, if merge asks for it
 
 A folder belongs to one experiment. Before anything is written, what is there is compared with what

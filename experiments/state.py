@@ -113,13 +113,9 @@ def missed_ratio(config: ConfigDict, reached: float) -> str | None:
 
 
 def plan(
-    config: ConfigDict,
-    network: Any,
-    batches_per_epoch: int,
-    table: lrj.Table | None = None,
-    norms: Mapping[str, Any] | None = None,
+    config: ConfigDict, network: Any, batches_per_epoch: int, table: lrj.Table | None = None
 ) -> Plan:
-    """Plans a run.
+    """Plans a run. One with `replay` is carried out by the plan that `replaying` makes of it.
 
     Args:
       config: settled.
@@ -127,11 +123,10 @@ def plan(
         and ``ordinary``, the dense network that ratios are relative to.
       batches_per_epoch: steps in an epoch.
       table: what is factorized, where that is known already. By default it is resolved by shapes.
-      norms: what a run with `replay` sets, by path; a plan that is not carried out needs none.
 
     Raises:
-      RunError: a rule does not fit the model, the mesh not the devices, the number of micro-batches
-        not the batch, or the norms not the network.
+      RunError: a rule does not fit the model, the mesh not the devices, or the number of
+        micro-batches not the batch.
     """
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
@@ -151,8 +146,7 @@ def plan(
         raise RunError(str(error)) from error
     dense_parameters = lrj.describe(ordinary_params).parameters
     parameters = recipe.parameters_left(config, params)
-    if config.replay and norms is None:
-        norms = {row.path: jnp.ones(1) for row in table.rows}
+    norms = {row.path: jnp.zeros(1) for row in table.rows} if config.replay else None
     tx = recipe.optimizer(config, batches_per_epoch, parameters / dense_parameters, norms)
     try:
         opt_state = jax.eval_shape(tx.init, params)
@@ -186,6 +180,12 @@ def plan(
             config, network.ordinary, ordinary_params, ordinary_state
         ),
     )
+
+
+def replaying(plan: Plan, batches_per_epoch: int, norms: Mapping[str, Any]) -> Plan:
+    """The plan with an optimizer that sets these norms, ``(steps,)`` by path, after each step."""
+    tx = recipe.optimizer(plan.config, batches_per_epoch, plan.ratio, norms)
+    return dataclasses.replace(plan, tx=tx)
 
 
 def resolve(config: ConfigDict, dense_params: Any) -> lrj.Table:

@@ -38,14 +38,14 @@ from experiments.errors import RunError
 from experiments.grid import FolderOf
 from experiments.main import default_workdir
 from experiments.result import FILE_NAME as RESULT
-from experiments.run_folder import CONFIG
+from experiments.run_folder import CONFIG, MAY_CHANGE
 from experiments.tasks.classification import Network
 
 # What the parameters that are left depend on, besides the model.
 _SIZING = ("data.name", "kind", "method", "variant", "start", *arguments.SIZES)
 
 SWEEPS = Path("configs/sweeps")
-"""Where a sweep that is given by its name alone is looked for."""
+"""Where a sweep that is given by its name alone is looked for, there and in the folder above."""
 
 State = Literal["finished", "failed", "begun", "open"]
 
@@ -117,11 +117,13 @@ def find_sweep(sweep: str) -> Path:
     Raises:
       RunError: there is none.
     """
-    for path in (Path(sweep), SWEEPS / f"{sweep}.py", SWEEPS.parent / f"{sweep}.py"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in SWEEPS.glob("*.py") if path.stem != "__init__")
-    raise RunError(f"no sweep {sweep!r}: no such file, and {SWEEPS} has {', '.join(known)}")
+    if Path(sweep).is_file():
+        return Path(sweep)
+    known = {path.stem: path for folder in (SWEEPS.parent, SWEEPS) for path in folder.glob("*.py")
+             if "def get_sweep(" in path.read_text(encoding="utf-8")}  # fmt: skip
+    if sweep in known:
+        return known[sweep]
+    raise RunError(f"no sweep {sweep!r}: no such file, and none of {', '.join(sorted(known))}")
 
 
 def plan_sweep(path: Path, out: Path, argument: str = "") -> list[SweepRun]:
@@ -213,6 +215,8 @@ def _folder_of(
     """The folder of an earlier run, by its arguments."""
     for (_, given), run in zip(listed, runs, strict=False):
         if given == wanted:
+            if "," in str(run.folder):
+                raise RunError(f"{run.folder} is an argument of another run: no commas in --out")
             return run.folder
     raise RunError(
         f"{path}: run {number} of get_sweep() is to come after the run with the arguments "
@@ -241,7 +245,9 @@ def _refuse_another(folder: Path, settled: ConfigDict) -> None:
     """Raises RunError where a run folder holds a run of another config."""
     if not (folder / CONFIG).exists():
         return
-    found = arguments.differences(files.read_json(folder / CONFIG), settled)
+    finished = (folder / RESULT).exists()
+    ignored = arguments.OPERATIONAL if finished else MAY_CHANGE
+    found = arguments.differences(files.read_json(folder / CONFIG), settled, ignore=ignored)
     if found:
         key, (there, here) = next(iter(found.items()))
         raise RunError(

@@ -26,6 +26,7 @@ def new(steps_per_dispatch: int) -> Tally:
         "wall_time_s": 0.0,
         "compile_time_s": 0.0,
         "diagnostics": {"seconds": 0.0, "records": 0, "left_out": 0},
+        "replayed": None,
         "steps_per_dispatch": steps_per_dispatch,
         "versions": versions(),
     }
@@ -100,6 +101,7 @@ def result_of(
         wall_time_s=tally["wall_time_s"],
         compile_time_s=tally["compile_time_s"],
         diagnostics_time_s=tally["diagnostics"]["seconds"],
+        diagnostics_left_out=tally["diagnostics"]["left_out"],
         commit=commit,
         start=Start(**tally["start"]) if tally["start"] else None,
         compact=compact,

@@ -44,7 +44,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.dispatch import default_steps, dispatch_function, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
-from experiments.kernel_diagnostics import KernelDiagnostics, Measured
+from experiments.kernel_diagnostics import KernelDiagnostics, KernelRecord
 from experiments.metrics import MetricsWriter, Progress
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import commit, versions
@@ -94,12 +94,8 @@ def _train(
     batches = task.batches_per_epoch()
     start = starts.load(config, task.network, task.data)
     table = None if start is None else states.resolve(config, start.params)
-    record = norm_record.NormRecord.load(config.replay)
-    norms = None if record is None else record.norms
-    plan = states.plan(config, task.network, len(batches), table, norms)
+    plan = states.plan(config, task.network, len(batches), table)
     total_steps = config.epochs * len(batches)
-    if record is not None:
-        record.require_fit(plan.table, total_steps)
     for batch_size in batches:
         micro_batch_size(batch_size, config.accumulate_steps)
     profiling.check(config.profile_steps, total_steps)
@@ -110,6 +106,12 @@ def _train(
     if folder.finished:
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
+    record = norm_record.NormRecord.load(config.replay) if config.replay else None
+    if record is not None:
+        record.require_fit(config, task.data, plan.table, total_steps)
+        plan = states.replaying(plan, len(batches), record.norms)
+    if config.merge:
+        compact.require_writer()
     until_done.enter_context(compilation_cache.kept_in(config.compilation_cache))
     run_folder.begin(folder, config, task.data, plan.table)
     until_done.enter_context(run_folder.held(workdir))
@@ -130,6 +132,7 @@ def _train(
     if latest is None:
         state = states.create(plan, task.network, start)
         progress = tally.new(config.steps_per_dispatch or default_steps(plan))
+        progress["replayed"] = None if record is None else record.digest
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
@@ -141,6 +144,8 @@ def _train(
             fingerprint=task.data.fingerprint,
         )
         progress = tally.new(progress["steps_per_dispatch"]) | progress
+        if record is not None and progress["replayed"] != record.digest:
+            raise RunError(f"{record.run} has recorded other norms since this run began")
         say(f"continuing from step {latest}")
         if progress["versions"] != versions():
             say("the versions of the software have changed since: the bits may differ")
@@ -165,7 +170,7 @@ def _train(
     progress["compile_time_s"] += time.perf_counter() - compiling
     say(f"compiled in {time.perf_counter() - compiling:.0f} s")
 
-    def measured(split: str, network: TrainState | Variables) -> dict[str, float]:
+    def scores_of(split: str, network: TrainState | Variables) -> dict[str, float]:
         sums = evaluate(network.params, network.model_state, arrays[split])
         count = len(task.splits[split][1])
         if not np.isfinite(sums["loss"]):
@@ -200,12 +205,12 @@ def _train(
             progress=progress,
         )
 
-    def write(epoch: float, scalars: dict[str, float], measures: Measured | None) -> None:
-        if measures is None:
+    def write(epoch: float, scalars: dict[str, float], kernels: KernelRecord | None) -> None:
+        if kernels is None:
             metrics.write(step, epoch, scalars)
         else:
-            scalars = scalars | {"diagnostics_seconds": measures.seconds}
-            diagnosed, spectra = measures.diagnostics, measures.spectra
+            scalars = scalars | {"diagnostics_seconds": kernels.seconds}
+            diagnosed, spectra = kernels.diagnostics, kernels.spectra
             metrics.write(step, epoch, scalars, diagnostics=diagnosed, spectra=spectra)
 
     with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
@@ -213,9 +218,9 @@ def _train(
             scalars = {"learning_rate": float(plan.schedule(0))}
             if start is not None:
                 for split in [name for name in task.splits if name != "train"]:
-                    before = measured(split, start)
+                    before = scores_of(split, start)
                     scalars |= {f"start_{name}": value for name, value in before.items()}
-                    scalars |= measured(split, state)
+                    scalars |= scores_of(split, state)
                 begun = tally.start_of(config, plan, scalars)
                 progress["start"] = dataclasses.asdict(begun)
                 say(console.at_step_0(begun))
@@ -237,11 +242,13 @@ def _train(
                     )
                     losses = np.asarray(sums["loss"])
                 stopping = stop.requested
-                due = diagnostics.due(step, step + cut.steps, elapsed())
-                # At a finite loss the last step can still have spoiled the state: that is neither
-                # saved nor measured.
-                looked_at = stopping or due or cut is cuts[-1]
-                if not np.isfinite(losses).all() or (looked_at and not_finite(state)):
+                # At a finite loss the last step can still have spoiled the state, which is then
+                # neither saved nor measured.
+                saves = stopping or cut is cuts[-1]
+                last = step + cut.steps == total_steps
+                due = last or diagnostics.due(step, step + cut.steps, elapsed())
+                spoiled = not_finite(state if saves else state.params) if saves or due else []
+                if not np.isfinite(losses).all() or spoiled:
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 progress["loss"] += float(losses.astype(np.float64).sum())
@@ -264,20 +271,18 @@ def _train(
 
             # ------------------------------------------------------------ end of an epoch
             done = epoch + 1
-            last = done == config.epochs
             scalars = tally.train_means(progress) | {
                 "learning_rate": rate,
                 "examples_per_second": pace.examples_per_second,
             }
             progress |= tally.empty_sums()
             if "validation" in task.splits:
-                scalars |= measured("validation", state)
+                scalars |= scores_of("validation", state)
             if last or "validation" not in task.splits:
-                scalars |= measured("test", state)
+                scalars |= scores_of("test", state)
             if step >= recipe.reduced_from(config, len(batches)):
                 tally.note_best(progress, task.selects, scalars, done)
-            measures = diagnostics.measure(state.params, rate) if due or last else None
-            write(done, scalars, measures)
+            write(done, scalars, diagnostics.measure(state.params, rate) if due else None)
             say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars

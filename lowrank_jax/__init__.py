@@ -20,7 +20,12 @@ from lowrank_jax.batch_minor import batch_minor
 from lowrank_jax.budget import target_ratio
 from lowrank_jax.factorize import factorize, merge, refactorize
 from lowrank_jax.initializers import regular, spectral, spectral_ones, variance_matched
-from lowrank_jax.norm_replay import record_norms, recorded_norms, replay_norms
+from lowrank_jax.norm_replay import (
+    raise_if_vanished,
+    record_norms,
+    recorded_norms,
+    replay_norms,
+)
 from lowrank_jax.products import Product, products_by_suffix
 from lowrank_jax.ranks import (
     Energy,
@@ -77,6 +82,7 @@ __all__ = [
     "is_factorized",
     "merge",
     "products_by_suffix",
+    "raise_if_vanished",
     "record_norms",
     "recorded_norms",
     "refactorize",

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from lowrank_jax.decay_terms import Mask, Terms
+from lowrank_jax.optax_messages import require_params
 from lowrank_jax.products import Product
 from lowrank_jax.tree import Components, components
 
@@ -138,8 +139,7 @@ def _decay(
         return DecayState(jnp.zeros([], jnp.int32)) if scheduled else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:  # Optax's own message, from Optax itself.
-            optax.add_decayed_weights(0.0).update(updates, optax.EmptyState(), None)
+        require_params(params)
         terms = Terms.of(params, products, mask)
         added: dict[Components, jax.Array] = {}
 

@@ -67,6 +67,7 @@ def test_public_names():
         "is_factorized",
         "merge",
         "products_by_suffix",
+        "raise_if_vanished",
         "record_norms",
         "recorded_norms",
         "refactorize",

@@ -208,11 +208,36 @@ class Scaled(FactorizedWeight):
         ({}, r"not recorded \['conv', 'deep'\]"),
         (record(("conv",)) | {"deep": jnp.ones((2, 2))}, r"deep: the record has shape \(2, 2\)"),
         (record(("conv",)) | {"deep": jnp.ones(0)}, r"deep: the record has shape \(0,\)"),
+        (record(("conv",)) | {"deep": -jnp.ones(3)}, "deep: .*negative or not finite"),
+        (record(("conv",)) | {"deep": jnp.full(3, jnp.nan)}, "deep: .*negative or not finite"),
     ],
 )
 def test_a_record_of_another_model_is_refused(norms: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replay_norms(norms).init(weights())
+
+
+def test_a_dense_tree_has_no_norms_to_set() -> None:
+    with pytest.raises(ValueError, match="nothing is factorized"):
+        replay_norms({}).init({"kernel": jnp.ones((2, 2))})
+
+
+def test_a_product_that_cancels_has_a_norm() -> None:
+    """Its squared norm is rounded to something below zero."""
+    a, c = np.random.default_rng(3).standard_normal((2, 4, 4)).astype(np.float32)
+    middle = np.float32(1.7)
+    weights = {
+        str(i): LowRank(
+            jnp.concatenate([s * a, s * a * middle], 1), jnp.concatenate([c, -c / middle], 0)
+        )
+        for i, s in enumerate(np.linspace(0.1, 3, 40, dtype=np.float32))
+    }
+    assert any(weight.squared_norm() < 0 for weight in weights.values())
+    tx = record_norms(1)
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    _, state = tx.update(zeros, tx.init(weights), weights)
+    for path, norms in recorded_norms(state).items():
+        assert 0 <= norms[0] < 1e-2, path
 
 
 def test_a_kind_without_two_factors_is_refused() -> None:

@@ -74,6 +74,11 @@ class Network:
         return cls(build(config.kind), build("conv"), image_size)
 
     @property
+    def in_float32(self) -> Network:
+        """The same network computed in float32, in whatever precision it was trained."""
+        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
+
+    @property
     def ordinary(self) -> Network:
         """The network that ratios are relative to."""
         return dataclasses.replace(self, model=self.ordinary_model)

@@ -97,5 +97,6 @@ def test_shortened_they_are_200_steps_of_resnet20_on_embedded_data(study):
     config = arguments.settle(study.get_config("runlocal"))
     assert (config.data.name, config.model.depth) == ("fashion_small", 20)
     train_examples = round(5000 * (1 - config.validation))
+    arguments.settle(study.get_config("runlocal,protocol=published"))
     assert train_examples // config.batch_size * config.epochs == 200
     assert config.name.endswith("_local")

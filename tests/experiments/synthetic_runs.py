@@ -124,6 +124,7 @@ def write_run(
         wall_time_s=90.0,
         compile_time_s=10.0,
         diagnostics_time_s=1.0,
+        diagnostics_left_out=0,
         commit=None,
         compact=compact,
         replay=replay,

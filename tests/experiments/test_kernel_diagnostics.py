@@ -97,7 +97,8 @@ def test_a_run_measures_within_epochs_and_says_what_it_took(tmp_path: Path) -> N
     total = sum(line["diagnostics_seconds"] for line in measured)
     assert result["diagnostics_time_s"] == pytest.approx(total, abs=1e-3)
     share = f"{result['diagnostics_time_s'] / result['wall_time_s']:.1%}"
-    assert f"diagnostics took {share} of the time" in said[-1]
+    assert f"diagnostics took {share} of the time\n" in said[-1]
+    assert result["diagnostics_left_out"] == 0
     check_compact(folder, result, said[-1])
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_runs
 from tiny_main import FACTORIZATION, Tiny
 
 import lowrank_jax as lrj
@@ -80,7 +81,7 @@ def scores_in_numpy(params, statistics) -> tuple[float, float]:
 @pytest.mark.parametrize(("depth", "precision"), [(2, "float32"), (3, "bfloat16")])
 def test_scores_against_numpy(depth: int, precision: str) -> None:
     params, statistics = variables(depth)
-    found = merging.compare(task(precision), params, statistics)
+    found = merging.compare(tiny_runs.config(), task(precision), params, statistics)
     accuracy, loss = scores_in_numpy(params, statistics)
     for scores in (found.factored, found.merged):
         assert scores.accuracy == accuracy
@@ -108,10 +109,12 @@ def test_another_function_is_refused(
     with pytest.raises(
         RunError, match=rf"logits differ {found} the largest logit, more than 1e-04"
     ):
-        merging.compare(task(), params, statistics)
+        merging.compare(tiny_runs.config(), task(), params, statistics)
 
 
 def test_logits_of_zero_agree() -> None:
     params, statistics = variables()
-    found = merging.compare(task(), jax.tree.map(jnp.zeros_like, params), statistics)
+    found = merging.compare(
+        tiny_runs.config(), task(), jax.tree.map(jnp.zeros_like, params), statistics
+    )
     assert found.logit_difference == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -18,10 +19,13 @@ from tiny_runs import compilation_cache, sigterm_at, tiny  # noqa: F401
 import lowrank_jax as lrj
 from experiments import norm_record, tasks
 from experiments import state as states
+from experiments.arguments import settle
 from experiments.divergence import diverged
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.norm_record import NormRecord
+from experiments.result import Data
+from experiments.run_folder import read_table
 from experiments.stopping import Stopped
 from lowrank_jax.norm_replay import ReplayState
 
@@ -77,10 +81,13 @@ def test_what_is_recorded_are_the_norms_after_every_step(recorded: Path) -> None
 
 
 def test_a_run_replays_them_without_decay(recorded: Path, tmp_path: Path) -> None:
+    """It is interrupted, and several of its steps are one dispatch."""
     lines: list[str] = []
-    replayed = tiny_runs.train(
-        tmp_path / "run", "decay=none,weight_decay=0.01", lines.append, replay=str(recorded)
-    )
+    replay = {"replay": str(recorded), "steps_per_dispatch": 2}
+    argument, folder = "decay=none,weight_decay=0.01", tmp_path / "run"
+    with pytest.raises(Stopped):
+        tiny_runs.train(folder, argument, sigterm_at("step 5/10"), **replay)
+    replayed = tiny_runs.train(folder, argument, lines.append, **replay)
     free = tiny_runs.train(tmp_path / "free", "decay=none,weight_decay=0.01,record_norms=True")
     targets = norms_of(recorded)
     for path, norms in norms_of(replayed).items():
@@ -107,9 +114,52 @@ def test_an_interrupted_run_records_the_same(recorded: Path, tmp_path: Path) -> 
 def test_a_record_of_another_model_is_refused(recorded: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is the record of another model: .*rank"):
         tiny_runs.train(tmp_path / "run", rank_scale=0.25, replay=str(recorded))
-    with pytest.raises(RunError, match="recorded 10 steps, and this run has 15"):
-        tiny_runs.train(tmp_path / "run", epochs=3, replay=str(recorded))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there"),
+    [
+        ("seed", 2, "1"),
+        ("epochs", 3, "2"),
+        ("learning_rate", 0.2, "0.1"),
+        ("init", "regular", "'s"),
+    ],
+)
+def test_a_record_of_another_experiment_is_refused(
+    key: str, value: Any, there: str, recorded: Path, tmp_path: Path
+) -> None:
+    keys = {"weight_decay": 0.01, "decay": "none", "replay": str(recorded), key: value}
+    with pytest.raises(RunError, match=f"is the record of another experiment: {key} is {there}"):
+        tiny_runs.train(tmp_path / "run", **keys)
+    assert not (tmp_path / "run").exists()
+
+
+def fits(record: NormRecord, recorded: Path, fingerprint: str, steps: int) -> None:
+    config = settle(tiny_runs.config("decay=none,weight_decay=0.01", replay=str(recorded)))
+    table = read_table(recorded)
+    record.require_fit(config, Data("digits", "here", fingerprint), table, steps)
+
+
+def test_a_record_of_other_data_or_length_is_refused(recorded: Path) -> None:
+    record = NormRecord.load(str(recorded))
+    same = json.loads((recorded / "data.json").read_text())["fingerprint"]
+    fits(record, recorded, same, STEPS)
+    with pytest.raises(RunError, match="is the record of a run on other data than digits here"):
+        fits(record, recorded, "f" * 64, STEPS)
+    with pytest.raises(RunError, match="recorded 10 steps, and this run has 9"):
+        fits(record, recorded, same, 9)
+
+
+def test_a_record_that_changes_under_a_run_is_noticed(recorded: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "recorded", tmp_path / "run"
+    shutil.copytree(recorded, source, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    keys = {"weight_decay": 0.01, "decay": "none", "replay": str(source)}
+    with pytest.raises(Stopped):
+        tiny_runs.train(folder, say=sigterm_at("step 5/10"), **keys)
+    np.savez(source / "norms.npz", **{p: 2 * norms for p, norms in norms_of(source).items()})
+    with pytest.raises(RunError, match="has recorded other norms since this run began"):
+        tiny_runs.train(folder, **keys)
 
 
 def cut_short(path: Path) -> None:
@@ -120,6 +170,24 @@ def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def headers(path: Path) -> None:
+    """Every bit of the archive's central directory: none may pass, or end in something else."""
+    content, load = path.read_bytes(), NormRecord.load(str(path.parent)).norms
+    for place in range(content.index(b"PK\x01\x02"), len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                found = NormRecord.load(str(path.parent)).norms
+            except RunError:
+                continue
+            # A date, say; but also a name, which `require_fit` looks at.
+            for name in found.keys() & load.keys():
+                np.testing.assert_array_equal(found[name], load[name])
+    path.write_bytes(content[:-1])
 
 
 def not_norms(path: Path) -> None:
@@ -142,6 +210,7 @@ def of_other_paths(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is damaged"),
         (cut_short, "is damaged"),
         (flipped, "is damaged"),
+        (headers, "is damaged"),
         (not_norms, "is not a series of norms"),
         (a_pickle, "is damaged"),
         (of_other_paths, "norms.npz is the record of another model"),
@@ -153,17 +222,16 @@ def test_a_damaged_record_is_refused(
     folder = tmp_path / "recorded"
     shutil.copytree(recorded, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
     damage(folder / norm_record.FILE_NAME)
-    config = tiny_runs.config(replay=str(folder))
-    table = lrj.Table.from_json((recorded / "table.json").read_text())
     with pytest.raises(RunError, match=message):
-        NormRecord.load(config.replay).require_fit(table, STEPS)  # type: ignore[union-attr]
+        fits(NormRecord.load(str(folder)), folder, "", STEPS)
 
 
 def test_norms_that_were_not_reached_are_an_error(recorded: Path) -> None:
     record = NormRecord.load(str(recorded))
-    assert record is not None
     path, norms = next(iter(record.norms.items()))
     assert norm_record.compare(record.norms, record).largest_difference == 0
+    zeros = {path: np.full(STEPS, 1e-13)}  # What is as good as zero is left alone.
+    norm_record.compare(zeros, dataclasses.replace(record, norms={path: 5 * zeros[path]}))
     apart = record.norms | {path: norms * np.where(np.arange(STEPS) == 6, 1 + 2e-5, 1)}
     with pytest.raises(RunError, match=f"{path}: after step 7 its norm is"):
         norm_record.compare(apart, record)
@@ -179,10 +247,11 @@ def test_a_product_that_vanished_is_told_instead_of_nan() -> None:
     )
     error = diverged(state, 4, np.array([1.0, np.nan]), 10, 0)
     assert "b/kernel: after step 5 the norm of the product is below 1e-12" in str(error)
+    assert "The checkpoint of step 0 is intact" in str(error)
 
 
 @pytest.mark.parametrize("key", ["replay", "record_norms", "merge"])
 def test_a_dense_network_has_nothing_to_record(key: str, tmp_path: Path) -> None:
     value = "nowhere" if key == "replay" else True
-    with pytest.raises(RunError, match=f"{key}={value}: nothing is factorized"):
+    with pytest.raises(RunError, match=f"{key}={value} with .*: nothing is factorized"):
         tiny_runs.train(tmp_path / "run", rank_scale=0.0, **{key: value})

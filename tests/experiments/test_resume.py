@@ -117,7 +117,11 @@ def test_killed_at_ten_random_moments(reference: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "argument", ["protocol=published", pytest.param("variant=deep", marks=pytest.mark.slow)]
+    "argument",
+    [
+        "protocol=published,record_norms,diagnostics_every=1,diagnostics_share=1",
+        pytest.param("variant=deep", marks=pytest.mark.slow),
+    ],
 )
 def test_sigterm_in_the_middle_of_an_epoch(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -101,7 +102,10 @@ def test_a_sweep_goes_by_its_path_or_its_name(monkeypatch, capsys):
     assert find_sweep("compression_small") == find_sweep("configs/sweeps/compression_small.py")
     assert sweep.main(["compresion"]) == 2
     error = capsys.readouterr().err
-    assert "no sweep 'compresion': no such file, and configs/sweeps has cifar_resnet, comp" in error
+    assert "no sweep 'compresion': no such file, and none of cifar_resnet, compression, " in error
+    assert "decay_study" in error and "quickstart" not in error
+    assert find_sweep("norm_replay") == find_sweep("configs/norm_replay.py")
+    assert sweep.main(["quickstart"]) == 2
 
 
 def test_shards_are_the_whole_sweep_and_have_nothing_in_common(tmp_path, capsys):
@@ -134,6 +138,12 @@ def test_a_sweep_that_was_changed_is_not_taken_for_finished(tmp_path):
     assert longer[0] == run
     with pytest.raises(RunError, match="holds another run: epochs is 3 there and 5 in the sweep"):
         plan_sweep(sweep_file(tmp_path, {"seed": 1}, shared=":epochs=5"), out)
+    # What a run that has begun cannot be continued with is told before the first one starts.
+    forms = sweep_file(tmp_path, {"seed": 1}, shared=":epochs=3,forms=count")
+    with pytest.raises(RunError, match="forms is 'measure' there and 'count' in the sweep"):
+        plan_sweep(forms, out)
+    (run.folder / "result.json").write_text("{}")
+    plan_sweep(forms, out)
 
 
 def test_arguments_of_a_sweep_are_given_to_every_run(tmp_path, capsys, monkeypatch):
@@ -151,7 +161,7 @@ def test_arguments_of_a_sweep_are_given_to_every_run(tmp_path, capsys, monkeypat
     ]
 
 
-def test_a_run_may_take_the_folder_of_an_earlier_one(tmp_path, capsys):
+def test_a_run_may_take_the_folder_of_an_earlier_one(tmp_path, capsys, monkeypatch):
     path, out = tmp_path / "chained.py", tmp_path / "out"
 
     def write(*listed):
@@ -171,6 +181,12 @@ def test_a_run_may_take_the_folder_of_an_earlier_one(tmp_path, capsys):
     recorded.folder.mkdir(parents=True)
     (recorded.folder / "result.json").write_text("{}")
     assert replayed.waits_for is None
+    # However the folder is written, it is the same.
+    begin(replayed)
+    monkeypatch.chdir(tmp_path)
+    assert plan_sweep(path, Path("out"))[1].name == replayed.name
+    with pytest.raises(RunError, match="no commas in --out"):
+        plan_sweep(path, tmp_path / "a,b")
     write({"seed": 1, "decay": "none", "replay": grid.FolderOf(first)}, first)
     with pytest.raises(RunError, match=r"run 1 of get_sweep\(\) is to come after the run with"):
         plan_sweep(path, out)
