@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lowrank_jax.tree import map_kernels
@@ -116,14 +117,20 @@ def from_state_dict(state: Mapping[str, Any], target: Any, modules: Mapping[str,
       A tree like the target, of NumPy arrays of its dtypes.
 
     Raises:
-      ValueError: a leaf of the target is not in the state dict or has another shape there, or
-        something of the state dict or of `modules` has no place in the target.
+      ValueError: a leaf of the target is not in the state dict, or has another shape or another
+        kind of numbers there; something of the state dict or of `modules` has no place in the
+        target; a whole checkpoint in place of the state dict.
 
     >>> target = {"params": {"head": {"kernel": LowRank(u=np.ones((3, 2)), vt=np.ones((2, 5)))}}}
     >>> state = {"fc.U": np.ones((5, 2)), "fc.VT": np.ones((2, 3))}
     >>> from_state_dict(state, target, {"head": "fc"})["params"]["head"]["kernel"].dense().shape
     (3, 5)
     """
+    if inner := [str(name) for name, value in state.items() if isinstance(value, Mapping)]:
+        raise ValueError(
+            f"found dicts under {_listed(inner)}: this is a checkpoint; give the state dict inside "
+            "it, as in checkpoint['state_dict']"
+        )
     if all(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.endswith(_NO_PARAMETER)}
@@ -214,13 +221,23 @@ def _in_out(weight: Array) -> Array:
 
 
 def _fitted(ours: str, theirs: str, found: Array, wanted: Any) -> Array:
-    """The array in the target's dtype, if it has the target's shape."""
+    """The array in the target's dtype, if it has the target's shape and kind of numbers."""
     if found.shape != tuple(wanted.shape):
         raise ValueError(
             f"{ours} is made from {theirs} and has shape {found.shape}, expected "
             f"{tuple(wanted.shape)}: the target is another network, or of another rank"
         )
+    if not np.can_cast(_numpys_own(found.dtype), _numpys_own(wanted.dtype), "same_kind"):
+        raise ValueError(
+            f"{ours} is made from {theirs} and has dtype {found.dtype}, expected {wanted.dtype}: "
+            "convert it before, if nothing is lost by that"
+        )
     return np.array(found, wanted.dtype, order="C")
+
+
+def _numpys_own(dtype: Any) -> Any:
+    """A dtype whose kind NumPy knows: it takes two of the small floats for different kinds."""
+    return np.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
 
 
 def _listed(names: list[str]) -> str:

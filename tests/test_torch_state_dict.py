@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,6 @@ import pytest
 from jax import lax
 
 import lowrank_jax as lrj
-from lowrank_jax import torch_state_dict
 from lowrank_jax.torch_state_dict import from_state_dict, low_rank, spatial_low_rank
 
 OUT, IN, RANK = 4, 3, 2
@@ -190,8 +192,52 @@ def test_a_leaf_without_a_counterpart():
         )
 
 
-def test_nothing_of_pytorch_is_imported():
-    assert "torch" not in vars(torch_state_dict)
+@pytest.mark.parametrize(
+    ("found", "wanted", "fits"),
+    [
+        ("float64", "bfloat16", True),
+        ("bfloat16", "float16", True),
+        ("bfloat16", "float32", True),
+        ("int64", "int32", True),
+        ("int64", "float32", True),
+        ("float32", "int32", False),
+        ("bfloat16", "int32", False),
+        ("complex64", "float32", False),
+    ],
+)
+def test_dtypes_are_converted_within_their_kind(found, wanted, fits):
+    values = np.array([1.75, -2.5] if fits and "int" not in found else [1, -2]).astype(found)
+    target = {"params": {"head": {"bias": jax.ShapeDtypeStruct((2,), jnp.dtype(wanted))}}}
+    if fits:
+        array = from_state_dict({"fc.bias": values}, target, {"head": "fc"})["params"]["head"]
+        np.testing.assert_array_equal(np.float64(array["bias"]), np.float64(values))
+    else:
+        with pytest.raises(ValueError, match=rf"bias is made from fc.bias .*{found}.*{wanted}"):
+            from_state_dict({"fc.bias": values}, target, {"head": "fc"})
+
+
+def test_a_whole_checkpoint_is_no_state_dict():
+    checkpoint = {"epoch": 3, "state_dict": state_dict(), "optimizer": {"state": {}}}
+    with pytest.raises(ValueError, match=r"state_dict, optimizer: .*checkpoint\['state_dict'\]"):
+        from_state_dict(checkpoint, network(), NAMES)
+
+
+WITHOUT_PYTORCH = """
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from lowrank_jax.torch_state_dict import from_state_dict
+target = {"params": {"head": {"kernel": np.ones((2, 3))}}}
+state = {"fc.weight": np.arange(6.0).reshape(3, 2)}
+print(from_state_dict(state, target, {"head": "fc"})["params"]["head"]["kernel"].tolist())
+"""
+
+
+def test_pytorch_is_not_needed():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PYTORCH], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]", done.stderr
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -6,10 +6,11 @@
 * :func:`save_program` and :func:`load_program`: a function with its weights, for any batch size, as
   a folder that needs neither this library nor flax.
 
-Nothing is pickled, so reading a file runs no code of whoever wrote it. What is written takes its
-place whole or not at all, and carries a checksum over everything in it; what is read is compared
-with that. Both need ``pip install 'lowrank_jax[export]'`` (safetensors, and the flatbuffers that
-``jax.export`` writes with).
+Nothing is pickled, so these functions run no code of whoever wrote what they read. A file takes its
+place whole or not at all. Parameters, programs and manifests are under a checksum, with which they
+are compared; the ``predict.py`` beside a program is Python that no checksum covers, and
+:func:`load_program` does without it. Both need ``pip install 'lowrank_jax[export]'`` (safetensors,
+and the flatbuffers that ``jax.export`` writes with).
 """
 
 from lowrank_jax.export.model_file import load, read_manifest, save

@@ -31,8 +31,13 @@ def sealed(
       contents: the bytes that the manifest describes, in a fixed order.
 
     Raises:
-      TypeError: the metadata is not plain data.
+      TypeError: the metadata is no dict of plain data with text for keys.
     """
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, Mapping) or not _has_text_keys(dict(metadata)):
+        raise TypeError(
+            "the metadata has to be a dict with text for keys, and so have the dicts in it"
+        )
     manifest = {
         "format": FORMAT,
         **fields,
@@ -41,13 +46,20 @@ def sealed(
             "jax": jax.__version__,
             "numpy": np.__version__,
         },
-        "metadata": dict(metadata or {}),
+        "metadata": dict(metadata),
     }
     try:
-        # As it will be read: JSON has no tuples, and only strings for keys.
+        # As it will be read: JSON has no tuples.
         plain = json.loads(json.dumps(manifest, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"the metadata has to be plain data: dicts, lists, text and finite numbers ({error})"
         ) from error
     return {"checksum": checksum(plain, contents)} | plain
+
+
+def _has_text_keys(value: Any) -> bool:
+    """Whether no key would be changed by JSON, which makes text of numbers."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _has_text_keys(one) for key, one in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_text_keys, value))

@@ -141,6 +141,8 @@ def load(path: str | os.PathLike[str], target: Any = None) -> Any:
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The manifest of a file that :func:`save` wrote, checked like :func:`load` does.
 
+    Which takes the whole file, since the checksum is over the arrays too.
+
     Returns:
       ``arrays`` (dtype and shape by flat name), ``table`` (of the factorized weights), ``versions``
       and ``metadata``; beside them ``format`` and ``checksum``.

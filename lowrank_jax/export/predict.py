@@ -11,7 +11,12 @@ largest output (the class, for a classifier), or writes all outputs. In Python:
 
 `manifest.json` says what goes in and what comes out. It holds a checksum over the program and over
 itself, which is compared first. The program is StableHLO, written by `jax.export`: data that JAX
-compiles, so that loading it runs no Python of whoever wrote it.
+compiles, so that loading it runs no Python of whoever wrote it. This file is Python, and no
+checksum covers it: for a folder that you do not trust use `lowrank_jax.export.load_program`, which
+runs none of it.
+
+.npy files have no bfloat16, nor the other small types of JAX: outputs in one are written as
+float32.
 """
 
 from __future__ import annotations
@@ -94,7 +99,8 @@ def load(folder: str | os.PathLike[str]) -> Callable[..., Any]:
     Raises:
       FileNotFoundError: a file is missing.
       ImportError: flatbuffers is not installed.
-      ValueError: a file is damaged, or this JAX, on this device, cannot run the program.
+      ValueError: a file is damaged, the program takes 64-bit numbers and JAX has them switched
+        off, or this JAX, on this device, cannot run the program.
     """
     folder = Path(folder)
     try:
@@ -103,6 +109,11 @@ def load(folder: str | os.PathLike[str]) -> Callable[..., Any]:
         verify(manifest, [program])
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    for one in manifest["inputs"]:
+        if str(jax.dtypes.canonicalize_dtype(one["dtype"])) != one["dtype"]:
+            raise ValueError(
+                f"{folder}: the program takes {one['dtype']}: set JAX_ENABLE_X64=1 before"
+            )
     try:
         call = jax.jit(jax.export.deserialize(bytearray(program)).call)
         # As far as it goes without compiling: some mismatches are only found here.
@@ -138,15 +149,18 @@ def _check(expected: list[dict[str, Any]], inputs: Sequence[Any]) -> None:
         fits = fits and str(array.dtype) == one["dtype"] and size >= (1,)
         fits = fits and tuple(array.shape) == (*size, *one["shape"][1:])
     if not fits:
-        raise ValueError(f"the program takes {wanted}, batch being 1 or more; found {found}")
+        raise ValueError(
+            f"the program takes {wanted}, batch being 1 or more; found {found or 'none'}"
+        )
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             array = np.lib.format.read_array(file, allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a .npy file of numbers: {error}") from error
+        except Exception as error:  # NumPy evaluates the header: a damaged one raises anything.
+            message = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a .npy file of numbers: {message}") from error
     return np.atleast_1d(array)
 
 
@@ -159,11 +173,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         function = load(Path(__file__).parent)
         inputs = [_read(path) for path in given.inputs]
-        begins = range(0, max(1, *map(len, inputs)), BATCH)
+        if len({len(one) for one in inputs}) > 1:
+            pairs = zip(given.inputs, inputs, strict=True)
+            counts = ", ".join(f"{path} has {len(one)}" for path, one in pairs)
+            raise ValueError(f"the files have different numbers of examples: {counts}")
+        begins = range(0, max(1, len(inputs[0])), BATCH)
         outputs = np.concatenate(
             [np.asarray(function(*(one[at : at + BATCH] for one in inputs))) for at in begins]
         )
         if given.out is not None:
+            if outputs.dtype.kind == "V":  # NumPy's kind for what is JAX's own.
+                outputs = outputs.astype(np.float32)
             with open(given.out, "wb") as file:
                 np.lib.format.write_array(file, outputs, allow_pickle=False)
         elif outputs.ndim == 2:

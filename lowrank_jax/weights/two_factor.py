@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lowrank_jax.open_sizes import InconclusiveDimensionOperation
 from lowrank_jax.weights.base import FactorizedWeight, draw_each
 from lowrank_jax.weights.explicit_axes import batch_sharding, gathered
 from lowrank_jax.weights.geometry import RANK, Geometry
@@ -109,10 +110,19 @@ class TwoFactorWeight(FactorizedWeight):
           positions: how many vectors the kernel is applied to. A number that is left open, as
             ``jax.export`` does for a batch, stands for large ones: composing costs nothing then.
           factored: multiply-adds of the two products.
+
+        Raises:
+          ValueError: sizes that are left open, such as height and width, leave the answer open.
         """
         kernel = math.prod(self.geometry(**self.axes).matrix_shape(self.shape))
         composing = kernel * self.rank if isinstance(positions, int) else 0
-        return factored > composing + kernel * positions
+        try:
+            return factored > composing + kernel * positions
+        except InconclusiveDimensionOperation as error:
+            raise ValueError(
+                "which form is the cheaper depends on sizes that are left open: give compose=True "
+                f"or compose=False ({str(error).partition(chr(10))[0]})"
+            ) from error
 
     def dense(self, *, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> jax.Array:
         geometry = self.geometry(**self.axes)

@@ -108,13 +108,13 @@ def test_every_example_is_counted_once_an_epoch(
     from experiments import train as training
 
     counts = []
-    means = training._train_means
+    means = training.tally.train_means
 
     def noted(progress: dict[str, Any]) -> dict[str, float]:
         counts.append(progress["examples"])
         return means(progress)
 
-    monkeypatch.setattr(training, "_train_means", noted)
+    monkeypatch.setattr(training.tally, "train_means", noted)
     tiny_runs.train(tmp_path / "run", "protocol=published")
     assert counts.count(1437) == 2 and max(counts) == 1437
 

@@ -216,6 +216,14 @@ def test_metadata_has_to_be_plain(tmp_path: Path, metadata: dict[str, Any]) -> N
         export.save(tmp_path / "model", {"a": np.ones(2)}, metadata)
 
 
+@pytest.mark.parametrize(
+    "metadata", [[1], "ab", {1: "x", "1": "y"}, {"classes": [{1: "x", "1": "y"}]}]
+)
+def test_metadata_is_a_dict_with_text_for_keys(tmp_path: Path, metadata: Any) -> None:
+    with pytest.raises(TypeError, match="a dict with text for keys"):
+        export.save(tmp_path / "model", {"a": np.ones(2)}, metadata)
+
+
 def test_a_failed_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ def test_the_manifest_says_what_goes_in_and_comes_out(folder: Path) -> None:
         ([np.uint8(1)], r"uint8 \(\)"),
         ([images(2), images(2)], r"uint8 \(2, 6, 6, 1\), uint8 \(2, 6, 6, 1\)"),
         ([[1, 2]], r"int64 \(2,\)"),
-        ([], "$"),
+        ([], "none$"),
     ],
 )
 def test_other_inputs_are_refused(saved: Path, wrong: list[Any], found: str) -> None:
@@ -275,6 +275,15 @@ def test_a_full_disk_leaves_the_program_that_is_there(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_where_a_folder_has_the_name_of_a_file_nothing_is_replaced(folder: Path) -> None:
+    (folder / "predict.py").unlink()
+    (folder / "predict.py").mkdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(IsADirectoryError, match=r"predict\.py"):
+        export.save_program(folder, lambda x: -network(x), images(1))
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -299,8 +308,35 @@ def test_the_command_takes_many_images_in_parts(
     assert printed == expected(images(5)).argmax(-1).tolist()
 
 
+def test_outputs_that_no_npy_file_has_are_written_in_float32(tmp_path: Path) -> None:
+    example = np.linspace(0, 1, 6, dtype="float32").reshape(3, 2)
+    export.save_program(tmp_path, lambda x: x.astype(jnp.bfloat16), example)
+    np.save(tmp_path / "in.npy", example)
+    assert command(tmp_path, tmp_path / "in.npy", f"--out={tmp_path / 'out.npy'}") == 0
+    out = np.load(tmp_path / "out.npy")
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, example, rtol=2**-8)
+
+
+def test_files_of_different_numbers_of_examples_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export.save_program(tmp_path, lambda x, y: x + y, *[np.ones((1, 2), "float32")] * 2)
+    for name, count in {"a": 5, "b": 3}.items():
+        np.save(tmp_path / f"{name}.npy", np.ones((count, 2), "float32"))
+    assert command(tmp_path, tmp_path / "a.npy", tmp_path / "b.npy") == 2
+    error = capsys.readouterr().err
+    assert "a.npy has 5" in error and "b.npy has 3" in error and error.count("\n") == 1
+
+
 def save_pickled(path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def save_with_header(header: bytes) -> Callable[[Path], object]:
+    """A .npy file, as far as its first eight bytes go."""
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    return lambda path: path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +346,15 @@ def save_pickled(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is not a .npy file of numbers"),
         (lambda path: path.write_bytes(b"\x80\x04K\x01."), "is not a .npy file of numbers"),
         (save_pickled, "Object arrays cannot be loaded"),
+        (save_with_header(b"{'descr': ((((  \n"), "is not a .npy file of numbers"),
+        (save_with_header(b"{'descr': 0777, \n"), "is not a .npy file of numbers"),
+        (save_with_header(b" " * 20_000), "is not a .npy file of numbers"),
+        (
+            save_with_header(
+                b"{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000000,)}\n"
+            ),
+            "is not a .npy file of numbers",
+        ),
         (lambda path: np.save(path, images(2) / 255), "the program takes uint8"),
         (lambda path: np.save(path, images(2)[:0]), "the program takes uint8"),
         (lambda path: np.save(path, np.uint8(3)), "the program takes uint8"),
