@@ -64,7 +64,7 @@ def test_measures_agree_with_numpy_on_the_dense_kernel(kind, rank, deep):
     }
     params = {"block": {"kernel": weight, "bias": np.zeros(10)}}
     result = diagnostics.report(params)
-    assert list(result) == SCALARS
+    assert list(result) == [*SCALARS, "spectrum"]
     for name, value in expected.items():
         assert list(result[name]) == ["block/kernel"]
         assert isinstance(result[name]["block/kernel"], float)
@@ -72,6 +72,7 @@ def test_measures_agree_with_numpy_on_the_dense_kernel(kind, rank, deep):
         assert getattr(diagnostics, name)(params) == result[name]
     found = diagnostics.spectrum(params)["block/kernel"]
     np.testing.assert_allclose(found, s, rtol=1e-10, atol=1e-12 * s[0])
+    np.testing.assert_array_equal(result["spectrum"]["block/kernel"], found)
 
     if deep:
         assert result["non_orthogonality"] == diagnostics.non_orthogonality(params) == {}
@@ -89,6 +90,7 @@ def test_closed_forms():
     vt = np.linalg.inv(u) @ np.diag([4.0, 2.0, 2.0])
     result = diagnostics.report({"kernel": LowRank(u, vt)})
     values = {name: paths["kernel"] for name, paths in result.items()}
+    np.testing.assert_allclose(values.pop("spectrum"), [4, 2, 2], rtol=1e-12)
     # uᵀu = [[1,1,0],[1,2,0],[0,0,1]]; vt = [[4,-2,0],[0,2,0],[0,0,2]], vt vtᵀ has 20, 4, 4 and -4.
     expected = {
         "frobenius_norm": np.sqrt(24.0),
@@ -103,6 +105,7 @@ def test_closed_forms():
 
 def test_zero_kernel_has_rank_zero():
     result = diagnostics.report({"w": LowRank(np.zeros((4, 2)), np.ones((2, 3)))})
+    assert result.pop("spectrum")["w"].tolist() == [0, 0]
     assert {name: paths["w"] for name, paths in result.items()} == {
         "frobenius_norm": 0.0,
         "nuclear_norm": 0.0,
@@ -123,9 +126,8 @@ def test_stacked_weights_are_measured_one_by_one():
                 value = getattr(diagnostics, name)(single)
                 assert bool(value) == bool(paths)
                 if value:
-                    assert paths["w"].shape == (2, 3)
+                    assert paths["w"].shape == (2, 3) + (4,) * (name == "spectrum")
                     np.testing.assert_allclose(paths["w"][index], value["w"], rtol=1e-12)
-        assert diagnostics.spectrum(stacked)["w"].shape == (2, 3, 4)
 
 
 def test_low_precision_is_measured_in_float64():

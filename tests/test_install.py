@@ -48,7 +48,7 @@ def test_the_version_is_the_declared_one():
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_the_library_imports_what_it_declares(path: Path):
-    of_extras = {"linen": {"flax"}, "export": {"safetensors"}}
+    of_extras = {"linen": {"flax"}, "export": {"safetensors", "flatbuffers"}}
     assert imported(path) <= CORE.union(*(of_extras.get(part, set()) for part in path.parts))
 
 
