@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+# What takes longest begins first: parallel workers would else wait for it at the end.
+LONGEST = ("test_readme.py::test_commands", "test_colabs.py", "test_docs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the longest tests to the front; the others keep their order."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in LONGEST))
+
 
 @pytest.fixture
 def x64() -> Iterator[None]:

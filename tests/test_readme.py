@@ -184,10 +184,9 @@ def test_commands(tmp_path: Path):
                 assert list(tmp_path.glob("runs/benchmark/*.json"))
             case ["-m", "sphinx", "-W", *_]:
                 assert (ROOT / "docs" / "conf.py").is_file()  # test_docs.py builds it.
-            case ["-m", "experiments.export", folder, form]:
+            case ["-m", "experiments.export", folder, "--format=program"]:
                 assert "read back and compared" in shell.run(command)
-                name = form.removeprefix("--format=") + ".safetensors" * (form[-1] == "d")
-                assert (tmp_path / folder / "export" / name).exists()
+                assert (tmp_path / folder / "export" / "program" / "predict.py").is_file()
             case ["-m", "experiments.report", "runs", "--out=report"]:
                 assert "fashion_small, test accuracy" in shell.run(command)
                 assert (tmp_path / "report" / "report.md").is_file()
