@@ -37,6 +37,7 @@ def planned(layout):
     return task, states.plan(config, task.network, len(task.batches_per_epoch()))
 
 
+@pytest.mark.slow  # Runs in both layouts are compared in test_train.py.
 def test_a_step_in_both_layouts():
     outcomes = []
     for layout in ("batch_minor", "as_written"):

@@ -117,21 +117,18 @@ def test_a_record_of_another_model_is_refused(recorded: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "there"),
-    [
-        ("seed", 2, "1"),
-        ("epochs", 3, "2"),
-        ("learning_rate", 0.2, "0.1"),
-        ("init", "regular", "'s"),
-    ],
-)
-def test_a_record_of_another_experiment_is_refused(
-    key: str, value: Any, there: str, recorded: Path, tmp_path: Path
-) -> None:
-    keys = {"weight_decay": 0.01, "decay": "none", "replay": str(recorded), key: value}
-    with pytest.raises(RunError, match=f"is the record of another experiment: {key} is {there}"):
-        tiny_runs.train(tmp_path / "run", **keys)
+def test_a_record_of_another_experiment_is_refused(recorded: Path, tmp_path: Path) -> None:
+    changes = {
+        "seed": (2, "1"),
+        "epochs": (3, "2"),
+        "learning_rate": (0.2, "0.1"),
+        "init": ("regular", "'"),
+    }
+    for key, (value, there) in changes.items():
+        keys = {"weight_decay": 0.01, "decay": "none", "replay": str(recorded), key: value}
+        message = f"is the record of another experiment: {key} is {there}"
+        with pytest.raises(RunError, match=message):
+            tiny_runs.train(tmp_path / "run", **keys)
     assert not (tmp_path / "run").exists()
 
 
@@ -203,27 +200,26 @@ def of_other_paths(path: Path) -> None:
     np.savez(path, kernel=np.ones(STEPS))
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.unlink(), "there is no .*norms.npz; it is written at the end"),
-        (lambda path: path.write_bytes(b""), "is damaged"),
-        (cut_short, "is damaged"),
-        (flipped, "is damaged"),
-        (headers, "is damaged"),
-        (not_norms, "is not a series of norms"),
-        (a_pickle, "is damaged"),
-        (of_other_paths, "norms.npz is the record of another model"),
-    ],
-)
-def test_a_damaged_record_is_refused(
-    damage: Callable[[Path], None], message: str, recorded: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "recorded"
-    shutil.copytree(recorded, folder, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
-    damage(folder / norm_record.FILE_NAME)
-    with pytest.raises(RunError, match=message):
-        fits(NormRecord.load(str(folder)), folder, "", STEPS)
+DAMAGE: dict[Callable[[Path], None], str] = {
+    Path.unlink: "there is no .*norms.npz; it is written at the end",
+    lambda path: path.write_bytes(b""): "is damaged",
+    cut_short: "is damaged",
+    flipped: "is damaged",
+    headers: "is damaged",
+    not_norms: "is not a series of norms",
+    a_pickle: "is damaged",
+    of_other_paths: "norms.npz is the record of another model",
+}
+
+
+def test_a_damaged_record_is_refused(recorded: Path, tmp_path: Path) -> None:
+    for number, (damage, message) in enumerate(DAMAGE.items()):
+        folder = tmp_path / str(number)
+        ignored = shutil.ignore_patterns("checkpoints", "tensorboard")
+        shutil.copytree(recorded, folder, ignore=ignored)
+        damage(folder / norm_record.FILE_NAME)
+        with pytest.raises(RunError, match=message):
+            fits(NormRecord.load(str(folder)), folder, "", STEPS)
 
 
 def test_norms_that_were_not_reached_are_an_error(recorded: Path) -> None:

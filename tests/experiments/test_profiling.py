@@ -47,6 +47,7 @@ def test_dispatches_with_a_step_of_the_window_are_traced(
     assert not past or "are done already; nothing is traced" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_continued_inside_the_window(
     tmp_path: Path,
     tiny: None,  # noqa: F811

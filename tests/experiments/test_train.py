@@ -171,7 +171,7 @@ def test_dispatches_of_any_length_train_alike(tmp_path: Path) -> None:
     "argument",
     [
         "variant=deep,init=regular",
-        "decay=crs",
+        pytest.param("decay=crs", marks=pytest.mark.slow),
         "init=spectral_ones",
     ],
 )

@@ -140,6 +140,7 @@ def test_variants(faked, monkeypatch):
     assert "9.0 s to compile into it, 0.5 s to load" in variants.table(record)
 
 
+@pytest.mark.slow
 def test_decay_and_data_beside_a_real_step(quick_compile):
     quick = options(quick=True, alternations=1)
     (decay,) = decay_cost.measure(quick, silent)
