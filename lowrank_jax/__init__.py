@@ -6,6 +6,8 @@ a pytree node that holds its factors and knows what dense kernel they stand for:
 * :func:`factorize` turns dense kernels into weights (spectral initialization by default),
   :func:`merge` turns them back;
 * :func:`frobenius_decay` and :func:`decay` are Optax transforms for such trees;
+* :func:`attention_products` names what is a product without being written as one, for decay and
+  for :func:`balance_products`, its spectral initialization;
 * :mod:`lowrank_jax.export` saves them for other tools, or as programs that run alone;
 * :func:`batch_minor` makes a convolutional training step several times faster on a CPU;
 * :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
@@ -16,6 +18,8 @@ Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
 from lowrank_jax import diagnostics, export, initializers, restructure
+from lowrank_jax.attention_products import AttentionLayout, Projection, attention_products
+from lowrank_jax.balance import balance_products
 from lowrank_jax.batch_minor import batch_minor
 from lowrank_jax.budget import target_ratio
 from lowrank_jax.factorize import factorize, merge, refactorize
@@ -38,6 +42,7 @@ from lowrank_jax.ranks import (
 from lowrank_jax.rules import Rule, resolve
 from lowrank_jax.table import Table, describe
 from lowrank_jax.transforms import decay, frobenius_decay, frobenius_penalty
+from lowrank_jax.views import View
 from lowrank_jax.weights import (
     ChannelLowRank,
     FactorizedWeight,
@@ -53,6 +58,7 @@ from lowrank_jax.weights import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionLayout",
     "ChannelLowRank",
     "Energy",
     "FactorizedWeight",
@@ -60,6 +66,7 @@ __all__ = [
     "LowRank",
     "ParamFraction",
     "Product",
+    "Projection",
     "RankScale",
     "Rule",
     "SpatialLowRank",
@@ -67,6 +74,9 @@ __all__ = [
     "Table",
     "TensorTrain",
     "Tucker",
+    "View",
+    "attention_products",
+    "balance_products",
     "batch_minor",
     "break_even_rank",
     "conv_general_dilated",

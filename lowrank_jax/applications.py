@@ -126,8 +126,8 @@ class _Observed(FactorizedWeight):
     def dense(self, *, precision: lax.PrecisionLike = lax.Precision.HIGHEST) -> jax.Array:
         return self.weight.dense(precision=precision)
 
-    def take(self, indices: jax.Array) -> jax.Array:
-        return self.weight.take(indices)
+    def take(self, indices: jax.Array, *, compose: bool | None = None) -> jax.Array:
+        return self.weight.take(indices, compose=compose)
 
     def dot_general(
         self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any

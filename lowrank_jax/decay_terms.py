@@ -4,13 +4,13 @@ Everything is addressed by path, so a leaf of the updates, which may be missing 
 is frozen, finds the gradient that belongs to it. Optax hides what a mask excludes behind
 ``MaskedNode``, and Equinox what a filter excludes behind ``None``: a weight or product that is
 hidden whole is left out, one that is hidden by half is an error, because a product decays as a
-whole.
+whole. A weight that a product names is decayed by the product alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ import optax
 
 from lowrank_jax.products import Product, refuse_duplicates
 from lowrank_jax.tree import Components, components, near_misses, path_string, unbox
-from lowrank_jax.weights import FactorizedWeight, is_factorized
+from lowrank_jax.views import stored_path
+from lowrank_jax.weights import is_factorized
 
 Mask = Any
 
@@ -52,73 +53,90 @@ class Terms:
         entries = jax.tree_util.tree_leaves_with_path(
             params, is_leaf=lambda x: is_factorized(x) or _is_hidden(x)
         )
-        hidden = {components(path): leaf for path, leaf in entries if _is_hidden(leaf)}
-        weights = {components(path): leaf for path, leaf in entries if is_factorized(leaf)}
-        arrays = {
-            components(path): leaf
-            for path, leaf in entries
-            if not is_factorized(leaf) and not _is_hidden(leaf)
-        }
+        kernels = {components(path): _Kernel(components(path), leaf) for path, leaf in entries}
         decayed = _decayed(params, mask)
 
         leaves: dict[Components, Any] = {}
         norms: list[Callable[..., jax.Array]] = []
-        for path, weight in weights.items():
-            inner = jax.tree_util.tree_leaves_with_path(weight)
-            places = [path + components(key_path) for key_path, _ in inner]
-            values = [leaf for _, leaf in inner]
-            floating = {
-                place: value for place, value in zip(places, values, strict=True) if _floats(value)
-            }
-            name, allowed = "/".join(path), [decayed(place) for place in floating]
-            if _all_or_none(name, _visibility(weight)) and _all_or_none(name, allowed):
-                leaves |= floating
-                norms.append(_weight_norm(weight, places, values))
+        in_products: set[Components] = set()
         for product in products:
-            u = _locate(product.u, arrays, weights, hidden)
-            vt = _locate(product.vt, arrays, weights, hidden)
-            whole = _all_or_none(
-                f"Product({product.u!r}, {product.vt!r})",
-                [place is not None and decayed(place) for place in (u, vt)],
-            )
-            if whole and u is not None and vt is not None:
-                product.check(jnp.shape(arrays[u]), jnp.shape(arrays[vt]))
-                for place in (u, vt):
-                    if not _floats(arrays[place]):
-                        raise ValueError(
-                            f"a product names {'/'.join(place)}, whose dtype "
-                            f"{arrays[place].dtype} has no gradient"
-                        )
-                leaves |= {u: arrays[u], vt: arrays[vt]}
-                norms.append(_product_norm(product, u, vt))
+            places = [_locate(path, kernels) for path in product.paths]
+            pair = [kernels[place] for place in places if place is not None]
+            in_products.update(kernel.place for kernel in pair)
+            flags = [kernel.decays(decayed) for kernel in pair]
+            if _all_or_none(str(product), flags + [False] * places.count(None)):
+                u, vt = pair
+                product.check(u.shape, vt.shape)
+                leaves |= u.differentiated() | vt.differentiated()
+                norms.append(_norm(product.squared_norm, pair))
+        for place, kernel in kernels.items():
+            is_term = is_factorized(kernel.value) and place not in in_products
+            if is_term and kernel.decays(decayed):
+                leaves |= kernel.differentiated()
+                norms.append(_norm(lambda weight: weight.squared_norm(), [kernel]))
+        others = {
+            place: kernel.value
+            for place, kernel in kernels.items()
+            if not is_factorized(kernel.value) and not _is_hidden(kernel.value)
+        }
         return cls(
             leaves=_accumulators(leaves),
             norms=tuple(norms),
             others={
-                path: leaf
-                for path, leaf in arrays.items()
-                if path not in leaves and decayed(path) and _floats(leaf)
+                place: leaf
+                for place, leaf in others.items()
+                if place not in leaves and decayed(place) and _floats(leaf)
             },
-            found=bool(weights or products),
-            masked=any(_is_masked(leaf) for leaf in hidden.values()),
+            found=bool(products) or any(is_factorized(kernel.value) for kernel in kernels.values()),
+            masked=any(_is_masked(kernel.value) for kernel in kernels.values()),
         )
 
 
-def _weight_norm(
-    weight: FactorizedWeight, places: list[Components], values: list[Any]
-) -> Callable[..., jax.Array]:
-    structure = jax.tree.structure(unbox(weight))
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """An array or a factorized weight of the tree (or what hides it), and the place it has."""
 
-    def squared_norm(leaves: dict[Components, jax.Array]) -> jax.Array:
+    place: Components
+    value: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense kernel."""
+        value = unbox(self.value)
+        return value.shape if is_factorized(value) else jnp.shape(value)
+
+    def leaves(self) -> dict[Components, Any]:
+        entries = jax.tree_util.tree_leaves_with_path(self.value)
+        return {self.place + components(key_path): leaf for key_path, leaf in entries}
+
+    def floating(self) -> dict[Components, Any]:
+        return {place: leaf for place, leaf in self.leaves().items() if _floats(leaf)}
+
+    def decays(self, decayed: Callable[[Components], bool]) -> bool:
+        """Whether it is in sight, and the mask lets all of it be decayed."""
+        name = "/".join(self.place)
+        allowed = [decayed(place) for place in self.floating() or self.leaves()]
+        return _all_or_none(name, _visibility(self.value)) and _all_or_none(name, allowed)
+
+    def differentiated(self) -> dict[Components, Any]:
+        leaves = self.floating()
+        if not leaves:
+            raise ValueError(
+                f"a product names {'/'.join(self.place)}, whose dtype {self.value.dtype} has no "
+                "gradient"
+            )
+        return leaves
+
+    def rebuilt(self, leaves: dict[Components, jax.Array]) -> Any:
         # Integer leaves are not differentiated: they are taken from the weight itself.
-        current = [leaves.get(place, value) for place, value in zip(places, values, strict=True)]
-        return jax.tree.unflatten(structure, current).squared_norm()
-
-    return squared_norm
+        current = [leaves.get(place, value) for place, value in self.leaves().items()]
+        return jax.tree.unflatten(jax.tree.structure(unbox(self.value)), current)
 
 
-def _product_norm(product: Product, u: Components, vt: Components) -> Callable[..., jax.Array]:
-    return lambda leaves: product.squared_norm(leaves[u], leaves[vt])
+def _norm(
+    squared_norm: Callable[..., jax.Array], kernels: Sequence[_Kernel]
+) -> Callable[..., jax.Array]:
+    return lambda leaves: squared_norm(*(kernel.rebuilt(leaves) for kernel in kernels))
 
 
 def _is_masked(x: Any) -> bool:
@@ -162,15 +180,20 @@ def _flag(path: Any, value: Any) -> bool:
     return bool(value)
 
 
-def _visibility(weight: FactorizedWeight) -> list[bool]:
-    """For each leaf of a weight whether it is there, or hidden; a missing ``m`` is not hidden."""
+def _visibility(value: Any) -> list[bool]:
+    """For each leaf of an array or weight whether it is there, or hidden.
+
+    A missing ``m`` is not hidden.
+    """
+    if not is_factorized(value):
+        return [not _is_hidden(value)]
     required = [
-        getattr(weight, field.name)
-        for field in dataclasses.fields(weight)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.name not in weight.static_fields
+        getattr(value, field.name)
+        for field in dataclasses.fields(value)
+        if field.default is dataclasses.MISSING and field.name not in value.static_fields
     ]
-    leaves = jax.tree.leaves(weight, is_leaf=_is_masked)
-    return [False for value in required if value is None] + [not _is_masked(x) for x in leaves]
+    leaves = jax.tree.leaves(value, is_leaf=_is_masked)
+    return [False for factor in required if factor is None] + [not _is_masked(x) for x in leaves]
 
 
 def _all_or_none(name: str, flags: list[bool]) -> bool:
@@ -182,22 +205,18 @@ def _all_or_none(name: str, flags: list[bool]) -> bool:
     return bool(flags) and flags[0]
 
 
-def _locate(
-    path: str,
-    arrays: Iterable[Components],
-    weights: Iterable[Components],
-    hidden: Iterable[Components],
-) -> Components | None:
-    """The leaf a product names, or None if an enclosing mask hides it."""
-    names = {"/".join(place): place for place in arrays}
-    for candidate in (path, f"{path}/value"):  # A leaf in a partition box, or an nnx variable.
-        if candidate in names:
-            return names[candidate]
-    for place in weights:
-        if _within(path, place):
+def _locate(path: str, kernels: dict[Components, _Kernel]) -> Components | None:
+    """The array or weight a product names, or None if an enclosing mask hides it."""
+    hidden = [place for place, kernel in kernels.items() if _is_hidden(kernel.value)]
+    names = {"/".join(place): place for place in kernels if place not in hidden}
+    found = stored_path(path, names)
+    if found is not None:
+        return names[found]
+    for name, place in names.items():
+        if is_factorized(kernels[place].value) and _within(path, place):
             raise ValueError(
-                f"a product names {path}, but {'/'.join(place)} is a factorized weight: it is "
-                "decayed by itself; take it out of the products or merge it"
+                f"a product names {path}, but {name} is a factorized weight: name the weight "
+                "itself, and the product has its factors"
             )
     if any(_within(path, place) for place in hidden):
         return None

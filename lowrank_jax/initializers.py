@@ -389,9 +389,10 @@ class FactorizedInitializer:
     init: Initializer
     kernel_init: Callable[..., Any]
 
-    def __call__(self, key: Any, shape: Any, dtype: Any = jnp.float32) -> FactorizedWeight:
+    def __call__(self, key: Any, shape: Any, dtype: Any = jnp.float32, **axes: int) -> Any:
+        """``axes``: those of a layer that knows them, for a rule that names none."""
         kind, rank, depth = self.rule.kind, self.rule.rank, self.rule.depth
-        axes = self.rule.axes_for(shape)
+        axes = kind.static_axes(shape, **(self.rule.axes or axes))
         kernel_key, factor_key = jax.random.split(key)
         kernel = kind.draw(self.kernel_init, kernel_key, shape, dtype, **axes)
         number = require_rank_rule(rank).rank(kind, tuple(shape), axes, depth, None)

@@ -1,10 +1,18 @@
-"""Implicit products: two ordinary leaves that only ever meet as a product, seen as one LowRank.
+"""Implicit products: two leaves that only ever meet as a product, seen as one LowRank.
 
 Queries and keys of an attention head, its outputs and values, the two matrices of an adapter: none
 is written as a factorized layer, all are one. A :class:`Product` names the two leaves by path and
 says, in the terms of ``lax.dot_general``, along which axis they are contracted and which axes they
-share, so that Frobenius decay can act on the product. Source: Khodak et al., ICLR 2021 (arXiv
-2105.01029), section 5 (multi-head attention).
+share, so that Frobenius decay can act on the product. A leaf may be read in part or with an axis
+split, see :class:`~lowrank_jax.views.View`, and it may be a factorized weight: the product then has
+four factors.
+
+With ``G`` the ``d x d`` Gram matrix of each side along the contracted axis, the squared norm is
+
+    ||contract(u, vt)||_F^2 = sum over the shared axes of tr(G_u G_vt),
+
+and neither the product nor the kernel of a factorized side is formed for it. Source: Khodak et al.,
+ICLR 2021 (arXiv 2105.01029), section 5 (multi-head attention).
 """
 
 from __future__ import annotations
@@ -17,20 +25,27 @@ import jax
 import jax.numpy as jnp
 
 from lowrank_jax.tree import kernels, near_misses
-from lowrank_jax.weights import LowRank
+from lowrank_jax.views import View
+from lowrank_jax.weights import FactorizedWeight, LowRank
+from lowrank_jax.weights.explicit_axes import placed_alike
+
+Leaf = jax.Array | FactorizedWeight
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """``scale * contract(u, vt)``, where ``u`` and ``vt`` are paths of array leaves.
+    """``scale * contract(u, vt)``, where ``u`` and ``vt`` name leaves: arrays or weights.
 
     Attributes:
-      u: path of the left leaf, e.g. ``"attention/query/kernel"``.
-      vt: path of the right leaf.
+      u: path of the left leaf, e.g. ``"attention/query/kernel"``, or a ``View`` of it.
+      vt: path of the right leaf, or a ``View`` of it.
       dimension_numbers: ``((u_contract, vt_contract), (u_batch, vt_batch))`` as in
-        ``lax.dot_general``, with exactly one contracted axis; negative axes count from the end. The
-        default is the matrix product.
+        ``lax.dot_general``, with exactly one contracted axis; negative axes count from the end, and
+        the axes are those of what the views give. The default is the matrix product.
       scale: a constant factor of the product.
+      u_bias, vt_bias: what the module adds to the left and the right leaf's result, ``(*shared,
+        ..., contracted)``. It is no part of the norm: it is what
+        :func:`lowrank_jax.balance_products` has to change with the leaves.
 
     Raises:
       ValueError: the dimension numbers do not name exactly one contracted axis on each side, or
@@ -42,11 +57,13 @@ class Product:
     (2, 6, 6)
     """
 
-    u: str
-    vt: str
+    u: str | View
+    vt: str | View
     _: dataclasses.KW_ONLY
     dimension_numbers: Any = (((-1,), (0,)), ((), ()))
     scale: float = 1.0
+    u_bias: str | View | None = None
+    vt_bias: str | View | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -56,59 +73,92 @@ class Product:
             fits = False
         if not fits:
             raise ValueError(
-                f"Product({self.u!r}, {self.vt!r}): dimension_numbers={self.dimension_numbers!r}; "
+                f"{self}: dimension_numbers={self.dimension_numbers!r}; "
                 "expected (((u axis,), (vt axis,)), (u batch axes, vt batch axes))"
             )
 
-    def check(self, u_shape: Sequence[int], vt_shape: Sequence[int]) -> None:
-        """Raises ValueError if leaves of these shapes cannot be multiplied as described."""
+    def __str__(self) -> str:
+        return f"Product({self.u!r}, {self.vt!r})"
+
+    @property
+    def views(self) -> tuple[View, View]:
+        """How the two leaves are read."""
+        return View.of(self.u), View.of(self.vt)
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """The paths of the two leaves; the same one twice where both are parts of one leaf."""
+        u, vt = self.views
+        return u.path, vt.path
+
+    @property
+    def axes(self) -> tuple[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]]:
+        """For each side its contracted axis and its shared ones."""
         ((u_contract,), (vt_contract,)), (u_batch, vt_batch) = self.dimension_numbers
-        for path, shape, axes in (
-            (self.u, u_shape, (u_contract, *u_batch)),
-            (self.vt, vt_shape, (vt_contract, *vt_batch)),
-        ):
+        return (u_contract, tuple(u_batch)), (vt_contract, tuple(vt_batch))
+
+    def check(self, u_shape: Sequence[int], vt_shape: Sequence[int]) -> None:
+        """Raises ValueError if leaves of these dense shapes cannot be multiplied as described."""
+        shapes = tuple(
+            view.shape(stored) for view, stored in zip(self.views, (u_shape, vt_shape), strict=True)
+        )
+        for view, shape, (contracted, shared) in zip(self.views, shapes, self.axes, strict=True):
+            axes = (contracted, *shared)
             fits = all(-len(shape) <= axis < len(shape) for axis in axes)
             if not fits or len({axis % len(shape) for axis in axes}) < len(axes):
                 raise ValueError(
-                    f"Product({self.u!r}, {self.vt!r}): {path} has shape {tuple(shape)}, but "
+                    f"{self}: {view.named} has shape {shape}, but "
                     f"dimension_numbers names its axes {axes}; expected distinct axes that it has"
                 )
             if len(shape) == len(axes):
                 raise ValueError(
-                    f"Product({self.u!r}, {self.vt!r}): {path} has shape {tuple(shape)}; expected "
+                    f"{self}: {view.named} has shape {shape}; expected "
                     "an axis beside the contracted and the shared ones"
                 )
+        (u_contract, u_batch), (vt_contract, vt_batch) = self.axes
         for what, u_axes, vt_axes in (
             ("contracted", (u_contract,), (vt_contract,)),
-            ("shared", tuple(u_batch), tuple(vt_batch)),
+            ("shared", u_batch, vt_batch),
         ):
-            if [u_shape[axis] for axis in u_axes] != [vt_shape[axis] for axis in vt_axes]:
+            if [shapes[0][axis] for axis in u_axes] != [shapes[1][axis] for axis in vt_axes]:
                 raise ValueError(
-                    f"{self.u} {tuple(u_shape)} and {self.vt} {tuple(vt_shape)} differ along the "
-                    f"{what} axes {u_axes} and {vt_axes}"
+                    f"{self}: {self.paths[0]} {shapes[0]} and {self.paths[1]} {shapes[1]} differ "
+                    f"along the {what} axes {u_axes} and {vt_axes}"
                 )
 
-    def weight(self, u: jax.Array, vt: jax.Array) -> LowRank:
+    def weight(self, u: Leaf, vt: Leaf) -> LowRank:
         """The unscaled product as a ``LowRank`` with the shared axes as batch axes.
+
+        A side that is a factorized weight is composed; the product is not.
 
         Raises:
           ValueError: the leaves do not fit together along the named axes.
         """
         self.check(u.shape, vt.shape)
-        ((u_contract,), (vt_contract,)), (u_batch, vt_batch) = self.dimension_numbers
+        left, right = (view.array(leaf) for view, leaf in zip(self.views, (u, vt), strict=True))
+        (u_contract, u_batch), (vt_contract, vt_batch) = self.axes
         batch = len(u_batch)
-        left = jnp.moveaxis(u, (*u_batch, u_contract), (*range(batch), u.ndim - 1))
-        right = jnp.moveaxis(vt, (*vt_batch, vt_contract), (*range(batch), batch))
         return LowRank(
-            u=left,
-            vt=right,
-            in_axes=u.ndim - batch - 1,
-            out_axes=vt.ndim - batch - 1,
+            u=jnp.moveaxis(left, (*u_batch, u_contract), (*range(batch), left.ndim - 1)),
+            vt=jnp.moveaxis(right, (*vt_batch, vt_contract), (*range(batch), batch)),
+            in_axes=left.ndim - batch - 1,
+            out_axes=right.ndim - batch - 1,
         )
 
-    def squared_norm(self, u: jax.Array, vt: jax.Array) -> jax.Array:
-        """``||scale * contract(u, vt)||_F^2``, summed over the shared axes: a scalar."""
-        return self.scale**2 * self.weight(u, vt).squared_norm()
+    def squared_norm(self, u: Leaf, vt: Leaf) -> jax.Array:
+        """``||scale * contract(u, vt)||_F^2``, summed over the shared axes: a scalar.
+
+        Accumulated in float32, or in the leaves' own precision where that is higher.
+
+        Raises:
+          ValueError: the leaves do not fit together along the named axes.
+        """
+        self.check(u.shape, vt.shape)
+        left, right = (
+            view.read(leaf).gram(contracted, shared)
+            for view, leaf, (contracted, shared) in zip(self.views, (u, vt), self.axes, strict=True)
+        )
+        return self.scale**2 * jnp.sum(left * placed_alike(left, right))
 
 
 def products_by_suffix(
@@ -150,13 +200,13 @@ def products_by_suffix(
 
 
 def refuse_duplicates(products: Sequence[Product]) -> None:
-    """Raises ValueError if two products multiply the same two leaves: they would count twice."""
-    seen: set[frozenset[str]] = set()
+    """Raises ValueError if two products multiply the same two views: they would count twice."""
+    seen: set[frozenset[View]] = set()
     for product in products:
-        pair = frozenset((product.u, product.vt))
+        pair = frozenset(product.views)
         if pair in seen:
             raise ValueError(
-                f"Product({product.u!r}, {product.vt!r}) is listed twice and would be decayed "
+                f"{product} is listed twice and would be decayed "
                 "twice; list every pair of leaves once"
             )
         seen.add(pair)

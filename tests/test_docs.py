@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_readme import Block, fenced_blocks
+from markdown_blocks import Block, fenced_blocks, run_python
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -45,14 +45,14 @@ INTERNAL = {
 PAGES = {str(page.relative_to(DOCS)): page.read_text("utf-8") for page in DOCS.rglob("*.md")}
 BLOCKS = [
     pytest.param(page, block, id=f"{page}:{block.line}")
-    for page, text in sorted(PAGES.items())
-    for block in fenced_blocks(text)
+    for page in sorted(PAGES)
+    for block in fenced_blocks(DOCS / page)
     if block.language == "python"
 ]
 COMMANDS = [
     line
-    for text in PAGES.values()
-    for block in fenced_blocks(text)
+    for page in PAGES
+    for block in fenced_blocks(DOCS / page)
     if block.language == "bash"
     for line in block.text.splitlines()
 ]
@@ -108,10 +108,7 @@ def test_pages_are_built_without_a_warning_and_name_everything(tmp_path: Path):
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_python(page: str, block: Block, monkeypatch: pytest.MonkeyPatch, quick_compile: None):
-    module = types.ModuleType(f"docs_line_{block.line}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # Dataclasses look themselves up.
-    code = "\n" * block.line + block.text  # Line numbers in tracebacks are the page's.
-    exec(compile(code, str(DOCS / page), "exec"), module.__dict__)
+    run_python(DOCS / page, block, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from flax import linen as nn
 from jaxprs import largest_intermediate
 
 from lowrank_jax import (
-    LowRank,
     Product,
     decay,
     frobenius_decay,
@@ -173,13 +172,6 @@ def test_a_product_is_hidden_whole_or_not_at_all(outer: bool) -> None:
             masked({"q": q, "k": k} | rest).init(params)
     filtered = params | {"q": None, "k": {"kernel": None}}
     frobenius_decay(1.0, [QUERY_KEY]).init(filtered)
-
-
-def test_a_factorized_weight_named_by_a_product_is_an_error() -> None:
-    params = {"a": LowRank(jnp.ones((4, 1)), jnp.ones((1, 4))), "b": jnp.ones((4, 2))}
-    for path in ("a", "a/u"):
-        with pytest.raises(ValueError, match=f"names {path}, but a is a factorized weight"):
-            frobenius_decay(1.0, [Product(path, "b")]).init(params)
 
 
 @pytest.mark.parametrize(

@@ -11,44 +11,20 @@ import re
 import shlex
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from markdown_blocks import Block, fenced_blocks, run_python
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_PATH = ROOT / "README.md"
+README = README_PATH.read_text(encoding="utf-8")
 
 NOT_RUN = {"bibtex"}
 """Languages of blocks that are no code."""
 
 
-class Block(NamedTuple):
-    """A fenced block: the line it begins at, its language, its text."""
-
-    line: int
-    language: str
-    text: str
-
-
-def fenced_blocks(markdown: str) -> list[Block]:
-    found, opened, lines = [], None, []
-    for number, line in enumerate(markdown.splitlines(), start=1):
-        fence = re.fullmatch(r"\s*(?:```|~~~)(.*)", line)
-        if fence and opened is None:
-            opened, lines = (number, fence[1].strip()), []
-        elif fence and opened is not None:
-            assert not fence[1].strip(), f"README.md line {number}: a fence inside a fence"
-            found.append(Block(*opened, "\n".join(lines)))
-            opened = None
-        else:
-            lines.append(line)
-    assert opened is None, f"README.md line {opened}: this fence is never closed"
-    return found
-
-
-BLOCKS = fenced_blocks(README)
+BLOCKS = fenced_blocks(README_PATH)
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 COMMANDS = [
     line
@@ -70,10 +46,7 @@ def test_every_block_is_of_a_known_language():
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line{block.line}")
 def test_python(block: Block, monkeypatch: pytest.MonkeyPatch):
-    module = types.ModuleType(f"readme_line_{block.line}")
-    monkeypatch.setitem(sys.modules, module.__name__, module)  # Dataclasses look themselves up.
-    code = "\n" * block.line + block.text  # Line numbers in tracebacks are the README's.
-    exec(compile(code, str(ROOT / "README.md"), "exec"), module.__dict__)
+    run_python(README_PATH, block, monkeypatch)
 
 
 def test_set_up_commands_are_those_that_ci_runs():

@@ -3,7 +3,7 @@
 A flax layer asks ``self`` for three things that must differ when its kernel is a factorized weight:
 the stored kernel (``param``), its promotion to a common dtype (``promote_dtype``) and its product
 with the inputs (``dot_general``, ``conv_general_dilated``). :class:`KernelView` answers these three
-and passes everything else on to the layer, so the layer's own ``__call__`` runs on it unchanged.
+and passes everything else on to the layer, so the layer's own code runs on it unchanged.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen import dtypes
 from jax import lax
@@ -25,9 +26,9 @@ from lowrank_jax.linen.partitioning import box_factors
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
 
-def flax_code(layer: type[nn.Module]) -> Callable[..., Any]:
-    """The body of a flax layer's ``__call__``, without the state handling around it."""
-    return inspect.unwrap(layer.__call__)
+def flax_code(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The body of a flax layer's method, without the state handling around it."""
+    return inspect.unwrap(method)
 
 
 def path_of(module: nn.Module, name: str) -> str:
@@ -35,12 +36,15 @@ def path_of(module: nn.Module, name: str) -> str:
     return "/".join((*module.path, name))
 
 
+def weight_name(layer: nn.Module) -> str:
+    """The one parameter of a flax layer that may be a factorized weight."""
+    return "embedding" if isinstance(layer, nn.Embed) else "kernel"
+
+
 def born_factorized(layer: nn.Module) -> bool:
-    """Whether the layer's ``kernel_init`` returns weights, partition boxes around it or not."""
-    return isinstance(
-        inspect.unwrap(getattr(layer, "kernel_init", None)),  # type: ignore[arg-type]
-        FactorizedInitializer,
-    )
+    """Whether the layer's initializer returns weights, partition boxes around it or not."""
+    init = getattr(layer, f"{weight_name(layer)}_init", None)
+    return isinstance(inspect.unwrap(init), FactorizedInitializer)  # type: ignore[arg-type]
 
 
 def promote_dtype(*args: Any, dtype: Any = None, inexact: bool = True) -> list[Any]:
@@ -67,20 +71,31 @@ def promote_dtype(*args: Any, dtype: Any = None, inexact: bool = True) -> list[A
     return [cast(arg) for arg in args]
 
 
+def axes_known(layer: nn.Module) -> dict[str, int]:
+    """The static axes of a weight born in this layer, as far as the layer's fields say them."""
+    if not isinstance(layer, nn.DenseGeneral):
+        return {}
+    known = {"in_axes": np.size(layer.axis), "out_axes": np.size(layer.features)}  # type: ignore[arg-type]
+    kind = inspect.unwrap(layer.kernel_init).rule.kind
+    return {name: count for name, count in known.items() if name in kind.static_fields}
+
+
 class KernelView:
     """A layer as flax's code is to see it, while its kernel is an array or a factorized weight.
 
     Attributes:
-      layer: the bound ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Conv``.
+      layer: the bound ``nn.Dense``, ``nn.DenseGeneral``, ``nn.Conv`` or ``nn.Embed``.
       compose: as in :func:`lowrank_jax.dot_general`.
     """
 
     def __init__(self, layer: nn.Module, compose: bool | None = None) -> None:
-        self.layer = layer
-        self.compose = compose
+        vars(self).update(layer=layer, compose=compose)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.layer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.layer, name, value)  # In a layer's setup.
 
     @property
     def promote_dtype(self) -> Callable[..., list[Any]]:
@@ -99,12 +114,13 @@ class KernelView:
         """``Module.param`` for a layer; ``args`` are the dense shape and dtype."""
         layer = self.layer
         expected = tuple(args[0])
-        born = name == "kernel" and born_factorized(layer)
+        born = name == weight_name(layer) and born_factorized(layer)
         if not layer.has_variable("params", name):
             if born:
                 self._check_application(path_of(layer, name))
                 # Not flax's init_fn: DenseGeneral's flattens the shape and reshapes the result.
-                init_fn = box_factors(layer.kernel_init)
+                init_fn = box_factors(getattr(layer, f"{name}_init"))
+                kwargs |= axes_known(layer)
             return layer.param(name, init_fn, *args, **kwargs)
         stored = jax.eval_shape(nn.meta.unbox, layer.get_variable("params", name))
         # flax compares the leaves of what is stored with those of a fresh initialization, so it is
@@ -130,7 +146,7 @@ class KernelView:
 
     def _check_stored(self, name: str, weight: FactorizedWeight, expected: tuple[int, ...]) -> None:
         path, kind = path_of(self.layer, name), type(weight).__name__
-        if name != "kernel":
+        if name != weight_name(self.layer):
             raise ValueError(f"{path}: found a {kind}, expected an array of shape {expected}")
         try:
             found = weight.shape

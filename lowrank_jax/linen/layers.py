@@ -39,22 +39,22 @@ class Dense(nn.Dense):
 
     @nn.compact
     def __call__(self, inputs: Any) -> jax.Array:
-        return flax_code(nn.Dense)(KernelView(self, self.compose), inputs)
+        return flax_code(nn.Dense.__call__)(KernelView(self, self.compose), inputs)
 
 
 class DenseGeneral(nn.DenseGeneral):
     """``flax.linen.DenseGeneral`` whose kernel is an array or a factorized weight.
 
     The kernel has shape ``(*batch_dims, *axis, *features)``: a ``LowRank`` for it has as many
-    ``in_axes`` as the layer contracts and as many ``out_axes`` as it has features. Attributes and
-    errors as for :class:`Dense`.
+    ``in_axes`` as the layer contracts and as many ``out_axes`` as it has features, and so has what
+    a ``kernel_init`` that names neither gives. Attributes and errors as for :class:`Dense`.
     """
 
     compose: bool | None = None
 
     @nn.compact
     def __call__(self, inputs: Any) -> jax.Array:
-        return flax_code(nn.DenseGeneral)(KernelView(self, self.compose), inputs)
+        return flax_code(nn.DenseGeneral.__call__)(KernelView(self, self.compose), inputs)
 
 
 class Conv(nn.Conv):
@@ -72,4 +72,4 @@ class Conv(nn.Conv):
 
     @nn.compact
     def __call__(self, inputs: Any) -> jax.Array:
-        return flax_code(nn.Conv)(KernelView(self, self.compose), inputs)
+        return flax_code(nn.Conv.__call__)(KernelView(self, self.compose), inputs)

@@ -3,7 +3,8 @@
 ``lift(Net)`` is a subclass of ``Net`` with the same name, so parameter paths and automatic names do
 not change. While one of its methods runs, a method interceptor (``flax.linen.intercept_methods``)
 watches the calls of the layers inside; a layer that holds a factorized kernel runs flax's own code
-on a :class:`~lowrank_jax.linen.kernels.KernelView` of itself, and everything else runs as it is.
+on a :class:`~lowrank_jax.linen.kernels.KernelView` of itself, an embedding looks up a factorized
+table as ``embed.py`` says, and everything else runs as it is.
 What happens is decided by the stored parameters alone, which are part of every jit cache key; so it
 does not matter where a jitted function is traced. With ``compose``, a part of the lifted class
 decides as well.
@@ -21,20 +22,44 @@ from flax import errors
 from flax import linen as nn
 from flax.linen.module import InterceptorContext
 
-from lowrank_jax.linen import layers
-from lowrank_jax.linen.kernels import KernelView, born_factorized, flax_code, path_of
+from lowrank_jax.linen import embed, layers
+from lowrank_jax.linen.attention import MultiHeadDotProductAttention
+from lowrank_jax.linen.kernels import (
+    KernelView,
+    born_factorized,
+    flax_code,
+    path_of,
+    weight_name,
+)
 from lowrank_jax.weights import is_factorized
 
 Model = TypeVar("Model", bound=nn.Module)
 Choices = tuple[tuple[str, bool], ...]
 
-# The flax layer whose code each of them runs.
-DROP_INS = {
-    layers.Dense: nn.Dense,
-    layers.DenseGeneral: nn.DenseGeneral,
-    layers.Conv: nn.Conv,
+
+def _on_view(method: Callable[..., Any]) -> Callable[..., Any]:
+    """flax's code as a function of the layer, ``compose`` and the method's arguments."""
+    code = flax_code(method)
+    return lambda layer, compose, *args, **kwargs: code(KernelView(layer, compose), *args, **kwargs)
+
+
+LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.Embed)
+DROP_INS = (layers.Dense, layers.DenseGeneral, layers.Conv, embed.Embed)
+# What runs in the place of their methods where there are weights.
+METHODS = {
+    nn.Dense.__call__: _on_view(nn.Dense.__call__),
+    layers.Dense.__call__: _on_view(nn.Dense.__call__),
+    nn.DenseGeneral.__call__: _on_view(nn.DenseGeneral.__call__),
+    layers.DenseGeneral.__call__: _on_view(nn.DenseGeneral.__call__),
+    nn.Conv.__call__: _on_view(nn.Conv.__call__),
+    layers.Conv.__call__: _on_view(nn.Conv.__call__),
+    nn.Embed.setup: _on_view(nn.Embed.setup),
+    nn.Embed.__call__: embed.lookup,
+    embed.Embed.__call__: embed.lookup,
+    nn.Embed.attend: embed.attend,
+    embed.Embed.attend: embed.attend,
 }
-LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv)
+METHODS_BY_CODE = {flax_code(method): run for method, run in METHODS.items()}
 # These compute with the parameters of the layer they wrap, leaf by leaf.
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 
@@ -47,16 +72,18 @@ def lift(model: Any, *, compose: Mapping[str, bool] | None = None) -> Any:
     """The same linen model, accepting factorized weights as kernels.
 
     Wherever a ``nn.Dense``, ``nn.DenseGeneral`` or ``nn.Conv`` inside the model (attention's
-    projections and recurrent cells' gates included) looks up its kernel, the parameters may hold a
-    factorized weight. With dense parameters the model computes what it always did, bit by bit.
+    projections and recurrent cells' gates included) looks up its kernel, or a ``nn.Embed`` its
+    ``embedding``, the parameters may hold a factorized weight. With dense parameters the model
+    computes what it always did, bit by bit.
 
     Args:
       model: a model, or its class. A model gives a model with the same fields, a class gives a
         subclass with the same name, the same one each time.
       compose: for kernels by path, as in ``{"block_1/conv1/kernel": True}``, whether the dense
         kernel is formed first (True) or the factors are applied one after the other (False). All
-        other kernels, and a layer whose own ``compose`` is set, decide as they do without this
-        argument. Paths begin at the lifted model. In a lifted submodule its own lift decides.
+        other kernels, and a layer whose own ``compose`` is set (or whose attention's is), decide as
+        they do without this argument. Paths begin at the lifted model. In a lifted submodule its
+        own lift decides.
 
     Works under jit, ``nn.scan``, ``nn.remat`` and other transforms, around or inside the model;
     with any method (``method="encode"``), with ``bind``, and as a submodule: ``lift(Net)()``. A
@@ -195,19 +222,18 @@ def _accept_weights(choices: Choices, root: tuple[str, ...] = ()) -> Callable[..
         module = context.module
         if module.scope is None:
             return next_fun(*args, **kwargs)
-        compose = chosen.get((*module.path, "kernel"))
-        if isinstance(module, tuple(DROP_INS)):
-            drop_in = _layer_called(context, tuple(DROP_INS))
-            if drop_in is None or compose is None or module.compose is not None:
-                return next_fun(*args, **kwargs)
-            return flax_code(DROP_INS[drop_in])(KernelView(module, compose), *args, **kwargs)
         if isinstance(module, NORMALIZERS):
             _refuse(module, module.layer_instance)
-        held = _held_weights(module)
-        layer = _layer_called(context, LIFTED)
-        if layer is not None and (held or born_factorized(module)):
-            return flax_code(layer)(KernelView(module, compose), *args, **kwargs)
-        if not held:
+        held, drop_in = _held_weights(module), isinstance(module, DROP_INS)
+        compose = _own_compose(module)
+        if compose is None:
+            compose = chosen.get((*module.path, weight_name(module)))
+        run = METHODS_BY_CODE.get(getattr(context.orig_method, "func", None))
+        wanted = compose is not None if drop_in else held or born_factorized(module)
+        # nn.ConvLocal runs the code of nn.Conv, but is none of these layers.
+        if run is not None and wanted and isinstance(module, LIFTED):
+            return run(module, compose, *args, **kwargs)
+        if not held or drop_in:
             return next_fun(*args, **kwargs)
         if _of_flax(type(module)) and not isinstance(module, LIFTED):
             _refuse(module, module)
@@ -220,13 +246,10 @@ def _accept_weights(choices: Choices, root: tuple[str, ...] = ()) -> Callable[..
     return accept
 
 
-def _layer_called(context: InterceptorContext, layers: tuple[Any, ...]) -> Any:
-    """The one of these layers whose own ``__call__`` this is; None for any other method."""
-    code = getattr(context.orig_method, "func", None)
-    for layer in layers:
-        if isinstance(context.module, layer) and code is flax_code(layer):
-            return layer
-    return None
+def _own_compose(module: nn.Module) -> bool | None:
+    """What a drop-in layer says itself, or the drop-in attention for its projections."""
+    in_attention = isinstance(module.parent, MultiHeadDotProductAttention)
+    return getattr(module.parent if in_attention else module, "compose", None)
 
 
 def _of_flax(cls: type[nn.Module]) -> bool:

@@ -85,8 +85,9 @@ class FactorizedWeight(abc.ABC):
         dense = self.dense(precision=kwargs.get("precision"))
         return lax.conv_general_dilated(x, dense, *args, **kwargs)
 
-    def take(self, indices: jax.Array) -> jax.Array:
+    def take(self, indices: jax.Array, *, compose: bool | None = None) -> jax.Array:
         """Rows ``dense()[indices]`` along the first axis, as an embedding looks them up."""
+        refuse_factored(self, compose, "lookup")
         return jnp.take(self.dense(), indices, axis=0)
 
     # What follows.

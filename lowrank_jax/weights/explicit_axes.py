@@ -29,3 +29,9 @@ def gathered(factor: jax.Array, batch: int) -> jax.Array:
     """The factor, split along no axis but its batch axes; itself without explicit axes."""
     sharding = batch_sharding(factor, batch, factor.ndim - batch)
     return factor if sharding is None else jax.sharding.reshard(factor, sharding)
+
+
+def placed_alike(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The second array, split as the first; itself without explicit axes."""
+    sharding = batch_sharding(first, first.ndim, 0)
+    return second if sharding is None else jax.sharding.reshard(second, sharding)

@@ -127,7 +127,12 @@ class LowRank(TwoFactorWeight):
             preferred_element_type=preferred_element_type,
         )
 
-    def take(self, indices: jax.Array) -> jax.Array:
-        if self.batch_ndim:
-            return super().take(indices)
+    def take(self, indices: jax.Array, *, compose: bool | None = None) -> jax.Array:
+        """Rows of ``u`` times ``vt``; rows of the dense kernel for more rows than it has."""
+        rows = math.prod(indices.shape)
+        if compose is None and not self.batch_ndim:
+            # A number that is left open, as `jax.export` does for a batch, stands for large ones.
+            compose = not isinstance(rows, int) or rows > self.u.shape[0]
+        if compose or self.batch_ndim:
+            return super().take(indices, compose=compose)
         return jnp.tensordot(jnp.take(self.u, indices, axis=0), self.fold_middle(), axes=1)

@@ -4,8 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from closeness import assert_close
+from dense_twins import factored_and_dense, random_variables
 from flax import linen as nn
 
 from lowrank_jax import linen
@@ -49,46 +50,6 @@ class CNN(nn.Module):
         return self.head(self.encode(x, train))
 
 
-class MLP(nn.Module):
-    """A scanned residual layer."""
-
-    depth: int = 3
-
-    @nn.compact
-    def __call__(self, x):
-        def body(module, carry, _):
-            return carry + jnp.tanh(nn.Dense(4)(carry)), None
-
-        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-        return nn.scan(body, length=self.depth, **axes)(self, x, None)[0]
-
-
-class Attention(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.MultiHeadDotProductAttention(num_heads=2)(x)
-
-
-def replace(tree, path, kernel):
-    """The tree with another kernel at ``path``."""
-    name, *rest = path.split("/", 1)
-    return tree | {name: replace(tree[name], rest[0], kernel) if rest else kernel}
-
-
-def factored_and_dense(draw, params, weights):
-    dense = params
-    for path, weight in weights.items():
-        params = replace(params, path, jax.tree.map(jnp.asarray, weight))
-        dense = replace(dense, path, jnp.asarray(draw.dense(weight)))
-    return params, dense
-
-
-def random_variables(draw, model, x):
-    """Positive float64 entries (variances are among them) in the tree the model initializes."""
-    shapes = jax.eval_shape(model.init, KEY, x)
-    return jax.tree.map(lambda leaf: jnp.asarray(np.abs(draw.array(*leaf.shape))), shapes)
-
-
 @pytest.fixture
 def cnn(float64, draw):
     """Inputs, and the CNN's variables with factorized and with the equal dense kernels."""
@@ -105,13 +66,6 @@ def cnn(float64, draw):
         },
     )
     return x, variables | {"params": factored}, variables | {"params": dense}
-
-
-def close(found, expected):
-    def compare(a, b):
-        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
-
-    jax.tree.map(compare, found, expected)
 
 
 def test_class_and_instance():
@@ -158,11 +112,11 @@ def test_cnn(cnn):
     x, factored, dense = cnn
     model = lift(CNN())
     expected = CNN().apply(dense, x)
-    close(model.apply(factored, x), expected)
-    close(jax.jit(model.apply)(factored, x), expected)
-    close(model.bind(factored)(x), expected)
+    assert_close(model.apply(factored, x), expected)
+    assert_close(jax.jit(model.apply)(factored, x), expected)
+    assert_close(model.bind(factored)(x), expected)
     # Batch statistics follow as they would.
-    close(
+    assert_close(
         model.apply(factored, x, True, mutable="batch_stats"),
         CNN().apply(dense, x, True, mutable="batch_stats"),
     )
@@ -173,13 +127,13 @@ def test_other_methods(cnn):
     model = lift(CNN())
     expected = CNN().apply(dense, x, method="encode")
     for method in ("encode", CNN.encode, lift(CNN).encode, lambda module, x: module.encode(x)):
-        close(model.apply(factored, x, method=method), expected)
-    close(model.bind(factored).encode(x), expected)
+        assert_close(model.apply(factored, x, method=method), expected)
+    assert_close(model.bind(factored).encode(x), expected)
 
 
 def test_intermediates_are_captured_once(cnn):
     x, factored, dense = cnn
-    close(
+    assert_close(
         lift(CNN()).apply(factored, x, capture_intermediates=True),
         CNN().apply(dense, x, capture_intermediates=True),
     )
@@ -201,7 +155,7 @@ def test_gradients(cnn, draw):
         )
         return loss(CNN(), dense)(params)
 
-    close(found, jax.grad(through_dense)(factored["params"]))
+    assert_close(found, jax.grad(through_dense)(factored["params"]))
 
 
 def test_traced_inside_and_used_outside(cnn):
@@ -218,9 +172,9 @@ def test_traced_inside_and_used_outside(cnn):
         return {name: {"net": tree} for name, tree in variables.items()}
 
     for _ in range(2):
-        close(lift(Jitted)().apply(nested(dense), x), expected)
-        close(lift(Jitted)().apply(nested(factored), x), expected)
-        close(Jitted().apply(nested(dense), x), expected)
+        assert_close(lift(Jitted)().apply(nested(dense), x), expected)
+        assert_close(lift(Jitted)().apply(nested(factored), x), expected)
+        assert_close(Jitted().apply(nested(dense), x), expected)
 
     @jax.jit
     def run(variables, x):
@@ -235,132 +189,9 @@ def test_traced_inside_and_used_outside(cnn):
             return x
 
     lift(Outer)().apply({}, x)
-    close(inside[0], expected)
-    close(run(factored, x), expected)
-    close(run(dense, x), expected)
-
-
-def test_scan(float64, draw):
-    x = jnp.asarray(draw.array(2, 4))
-    u, m, vt = draw.array(3, 4, 2), draw.array(3, 2, 2), draw.array(3, 2, 4)
-    params = random_variables(draw, MLP(), x)["params"]
-    factored = replace(params, "Dense_0/kernel", LowRank(u=u, vt=vt, m=m))
-    dense = replace(params, "Dense_0/kernel", u @ m @ vt)
-    expected = MLP().apply({"params": dense}, x)
-    close(lift(MLP()).apply({"params": factored}, x), expected)
-    close(jax.jit(lift(MLP)().apply)({"params": factored}, x), expected)
-
-
-def test_attention(float64, draw):
-    x = jnp.asarray(draw.array(2, 5, 4))
-    name = "MultiHeadDotProductAttention_0"
-    weights = {
-        f"{name}/{part}/kernel": draw.weight(LowRank, (4, 2, 2), 2, False)
-        for part in ("query", "key", "value")
-    }
-    weights[f"{name}/out/kernel"] = draw.weight(LowRank, (2, 2, 4), 2, True, in_axes=2)
-    params = random_variables(draw, Attention(), x)["params"]
-    factored, dense = factored_and_dense(draw, params, weights)
-    close(lift(Attention)().apply({"params": factored}, x), Attention().apply({"params": dense}, x))
-
-
-def test_recurrent_cell(float64, draw):
-    x = jnp.asarray(draw.array(2, 5, 4))
-    model = nn.RNN(nn.GRUCell(3, param_dtype=jnp.float64))
-    params = random_variables(draw, model, x)["params"]
-    weights = {"cell/ir/kernel": draw.weight(LowRank, (4, 3), 2, False)}
-    factored, dense = factored_and_dense(draw, params, weights)
-    close(lift(model).apply({"params": factored}, x), model.apply({"params": dense}, x))
-
-
-def test_transformed_layers(float64, draw):
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
-            heads = nn.vmap(nn.Dense, in_axes=None, axis_size=3, **axes)(4, name="heads")
-            x = heads(nn.remat(nn.Dense)(4, name="remat")(x))
-            return nn.jit(nn.Dense)(4, name="jit")(x)
-
-    x = jnp.asarray(draw.array(2, 4))
-    params = random_variables(draw, Net(), x)["params"]
-    paths = ("remat/kernel", "jit/kernel")
-    weights = {path: draw.weight(LowRank, (4, 4), 2, False) for path in paths}
-    factored, dense = factored_and_dense(draw, params, weights)
-    u, vt = draw.array(3, 4, 2), draw.array(3, 2, 4)
-    factored = replace(factored, "heads/kernel", LowRank(u=u, vt=vt))
-    dense = replace(dense, "heads/kernel", u @ vt)
-    close(lift(Net)().apply({"params": factored}, x), Net().apply({"params": dense}, x))
-
-
-@pytest.mark.parametrize("style", ["compact", "setup", "field", "remat", "scan"])
-def test_as_a_submodule(float64, draw, style):
-    """A lifted class inside a plain model."""
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(4)(x), None
-
-    class Outer(nn.Module):
-        make: object
-        field: object = None
-
-        def setup(self):
-            if self.field is None:
-                self.net = self.make()
-
-        def __call__(self, x):
-            return (self.net if self.field is None else self.field)(x)
-
-    class Compact(nn.Module):
-        make: object
-
-        @nn.compact
-        def __call__(self, x):
-            return self.make()(x)
-
-    def model(change):
-        if style == "setup":
-            return Outer(lambda: change(Net)())
-        if style == "field":
-            return Outer(None, change(Net)())
-        if style == "remat":
-            return Compact(lambda: nn.remat(change(Net))())
-        if style == "scan":
-            axes = {"variable_broadcast": "params", "split_rngs": {"params": False}}
-            return Compact(lambda: nn.scan(change(Net), length=2, **axes)())
-        return Compact(lambda: change(Net)())
-
-    x = jnp.asarray(draw.array(2, 4))
-    plain, lifted = model(lambda cls: cls), model(lift)
-    params = random_variables(draw, plain, x)["params"]
-    assert jax.tree.structure(lifted.init(KEY, x)["params"]) == jax.tree.structure(params)
-    (name,) = params
-    weights = {f"{name}/Dense_0/kernel": draw.weight(LowRank, (4, 4), 2, False)}
-    factored, dense = factored_and_dense(draw, params, weights)
-    close(lifted.apply({"params": factored}, x), plain.apply({"params": dense}, x))
-
-
-def test_shared_modules_and_layers_with_a_call_of_their_own(float64, draw):
-    class Scaled(nn.Dense):
-        scale: float = 2.0
-
-        @nn.compact
-        def __call__(self, x):
-            return self.scale * super().__call__(x)
-
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            shared = Scaled(4)
-            return shared(jnp.tanh(shared(x)))
-
-    x = jnp.asarray(draw.array(2, 4))
-    params = random_variables(draw, Net(), x)["params"]
-    weights = {"Scaled_0/kernel": draw.weight(LowRank, (4, 4), 2, False)}
-    factored, dense = factored_and_dense(draw, params, weights)
-    close(lift(Net)().apply({"params": factored}, x), Net().apply({"params": dense}, x))
+    assert_close(inside[0], expected)
+    assert_close(run(factored, x), expected)
+    assert_close(run(dense, x), expected)
 
 
 def test_born_factorized_in_an_unedited_model():
@@ -388,6 +219,14 @@ def one_layer(layer):
     return Net()
 
 
+class Raw(nn.Module):
+    """A layer of the user's, with a parameter of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.ones, (4, 5))
+
+
 @pytest.mark.parametrize(
     ("layer", "name", "shape"),
     [
@@ -412,14 +251,6 @@ def test_a_weight_in_the_wrong_place_names_the_path(draw, layer, name, shape):
     with pytest.raises(ValueError, match=rf"^layer/{name}: .*(LowRank|factorized)"):
         params = {"kernel": jnp.ones((4, 5)), name: weight}
         lift(one_layer(layer)).apply({"params": {"layer": params}}, x)
-
-
-class Raw(nn.Module):
-    """A layer of the user's, with a parameter of its own."""
-
-    @nn.compact
-    def __call__(self, x):
-        return x @ self.param("kernel", nn.initializers.ones, (4, 5))
 
 
 def test_misuse():

@@ -1,0 +1,203 @@
+"""Attention on factorized projections against flax's on the kernels they stand for, in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lowrank_jax import Rule, factorize, linen, merge, regular
+from lowrank_jax.initializers import factorized
+from lowrank_jax.linen import lift
+from lowrank_jax.ranks import FixedRank
+from lowrank_jax.weights import LowRank, is_factorized
+
+KEY = jax.random.key(0)
+RULES = [
+    Rule(r"(.*/)?(query|key|value)/kernel", FixedRank(3), in_axes=1, out_axes=2),
+    Rule(r"(.*/)?out/kernel", FixedRank(3), in_axes=2, out_axes=1, depth=3),
+]
+X, Y = (jnp.asarray(np.random.default_rng(i).standard_normal((3, 5, 8)), "float32") for i in (0, 1))
+MASK = nn.make_causal_mask(X[..., 0])
+
+
+def factored(model, *args):
+    """Parameters with random weights for all projections, and the ones these stand for."""
+    params = factorize(model.init(KEY, *args)["params"], RULES, regular(middle_noise=0.1), KEY)
+    weights = [x for x in jax.tree.leaves(params, is_leaf=is_factorized) if is_factorized(x)]
+    assert len(weights) % 4 == 0 and {w.rank for w in weights} == {3}
+    return {"params": params}, {"params": merge(params)}
+
+
+def close(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), found, expected
+    )
+
+
+@pytest.mark.parametrize("compose", [None, True, False])
+@pytest.mark.parametrize("bias", [False, True])
+def test_drop_in(compose, bias):
+    ours = linen.MultiHeadDotProductAttention(2, use_bias=bias, dropout_rate=0.3, compose=compose)
+    flaxs = nn.MultiHeadDotProductAttention(2, use_bias=bias, dropout_rate=0.3)
+    weights, dense = factored(flaxs, X, Y)
+    options = {"mask": MASK, "deterministic": False, "rngs": {"dropout": KEY}}
+    close(ours.apply(weights, X, Y, **options), flaxs.apply(dense, X, Y, **options))
+
+
+@pytest.mark.parametrize(
+    "attention", [nn.MultiHeadDotProductAttention, nn.MultiHeadAttention, nn.SelfAttention]
+)
+@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
+def test_in_an_unedited_model(attention):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return attention(num_heads=2, normalize_qk=True, name="attention")(x, mask=MASK)
+
+    weights, dense = factored(Net(), X)
+    close(lift(Net()).apply(weights, X), Net().apply(dense, X))
+    close(lift(Net).apply(lift(Net)(), dense, X), Net().apply(dense, X))
+
+
+def test_gradients():
+    ours, flaxs = linen.MultiHeadDotProductAttention(2), nn.MultiHeadDotProductAttention(2)
+    weights, _ = factored(flaxs, X)
+
+    def loss(model, change):
+        return lambda v: jnp.sum(jnp.sin(model.apply(change(v), X, mask=MASK)))
+
+    found = jax.jit(jax.grad(loss(ours, lambda v: v)))(weights)
+    close(found, jax.grad(loss(flaxs, merge))(weights))
+
+
+def test_cache():
+    ours = linen.MultiHeadDotProductAttention(2, decode=True)
+    weights, dense = factored(nn.MultiHeadDotProductAttention(2), X)
+    shapes = jax.eval_shape(ours.init, KEY, X)["cache"]
+    cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    expected = nn.MultiHeadDotProductAttention(2).apply(dense, X, mask=MASK)
+    for i in range(3):
+        row = X[:, i : i + 1]
+        found, changed = ours.apply(weights | {"cache": cache}, row, mutable="cache")
+        cache = changed["cache"]
+        close(found[:, 0], expected[:, i])
+
+
+class Block(nn.Module):
+    attention: type
+
+    @nn.compact
+    def __call__(self, x, _):
+        return x + self.attention(2, name="attention")(x), None
+
+
+class Stack(nn.Module):
+    attention: type
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        block = nn.remat(Block) if self.remat else Block
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.scan(block, length=2, **axes)(self.attention, name="blocks")(x, None)[0]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_and_remat(remat):
+    flaxs = Stack(nn.MultiHeadDotProductAttention, remat)
+    weights, dense = factored(flaxs, X)
+    assert weights["params"]["blocks"]["attention"]["out"]["kernel"].shape == (2, 2, 4, 8)
+    expected = flaxs.apply(dense, X)
+    for model in (Stack(linen.MultiHeadDotProductAttention, remat), lift(flaxs)):
+        close(jax.jit(model.apply)(weights, X), expected)
+
+
+def test_vmap():
+    model = linen.MultiHeadDotProductAttention(2)
+    plain = nn.MultiHeadDotProductAttention(2)
+    one, _ = factored(plain, X)
+    weights = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), one)
+    found = jax.vmap(model.apply, (0, None))(weights, X)
+    for i, factor in enumerate((1, 2)):
+        twice = {"params": merge(jax.tree.map(lambda leaf, n=factor: n * leaf, one["params"]))}
+        close(found[i], plain.apply(twice, X))
+
+
+def kernels_born(model):
+    params = jax.jit(model.init)(KEY, X)["params"]
+    return params, {name: params[name]["kernel"] for name in ("query", "key", "value", "out")}
+
+
+@pytest.mark.parametrize("unedited", [False, True])
+def test_born_factorized(unedited):
+    init = factorized(LowRank, FixedRank(3))
+    plain = nn.MultiHeadDotProductAttention(2)
+    if unedited:
+        model = lift(nn.MultiHeadDotProductAttention(2, kernel_init=init))
+    else:
+        model = linen.MultiHeadDotProductAttention(2, kernel_init=init)
+    params, kernels = kernels_born(model)
+    for name, kernel in kernels.items():
+        assert kernel.axes == {
+            "in_axes": 2 if name == "out" else 1,
+            "out_axes": 1 if name == "out" else 2,
+        }
+    close(model.apply({"params": params}, X), plain.apply({"params": merge(params)}, X))
+
+
+def test_born_factorized_in_partition_boxes():
+    init = factorized(LowRank, FixedRank(3))
+    model = linen.MultiHeadDotProductAttention(
+        2,
+        kernel_init=nn.with_partitioning(init, ("model", "heads", None)),
+        out_kernel_init=nn.with_partitioning(init, ("heads", None, "model")),
+    )
+    params, kernels = kernels_born(model)
+    assert kernels["query"].u.names == ("model", None)
+    assert kernels["query"].vt.names == (None, "heads", None)
+    assert kernels["out"].u.names == ("heads", None, None)
+    assert kernels["out"].vt.names == (None, "model")
+    unboxed = nn.meta.unbox(params)
+    close(model.apply({"params": params}, X), model.apply({"params": unboxed}, X))
+
+
+def test_forms_of_the_projections():
+    class Net(nn.Module):
+        compose: bool | None = None
+
+        @nn.compact
+        def __call__(self, x):
+            return linen.MultiHeadDotProductAttention(2, compose=self.compose, name="a")(x)
+
+    weights, dense = factored(Net(), X)
+    expected = Net().apply(dense, X)
+    factors = dict.fromkeys((f"a/{name}/kernel" for name in ("query", "key")), False)
+    one = factors | {"a/query/kernel": True}
+    texts = {}
+    for name, model in {
+        "factored": lift(Net(), compose=factors),
+        "composed": lift(Net(), compose=one),
+        "own": lift(Net(False), compose=one),
+        "own without": Net(False),
+    }.items():
+        close(model.apply(weights, X), expected)
+        texts[name] = str(jax.make_jaxpr(model.apply)(weights, X))
+    assert texts["factored"] != texts["composed"]
+    assert texts["own"] == texts["own without"]
+
+
+def test_errors_name_the_path():
+    weights, _ = factored(nn.MultiHeadDotProductAttention(2), X)
+    wide = linen.MultiHeadDotProductAttention(4)
+    with pytest.raises(
+        ValueError, match=r"^query/kernel: found a LowRank .* \(8, 2, 4\), expected"
+    ):
+        wide.apply(weights, X)
+
+    def own(*args, **kwargs):
+        raise AssertionError("never called")
+
+    model = linen.MultiHeadDotProductAttention(2, qkv_dot_general=own)
+    with pytest.raises(ValueError, match=r"^query/kernel: .* dot_general of your own"):
+        model.apply(weights, X)
