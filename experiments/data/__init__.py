@@ -1,7 +1,8 @@
-"""Image data sets: `load` finds a data set on this machine, or fetches it, and never another one.
+"""Data sets: `load` and `load_translation` find one on this machine, or fetch it, never another.
 
-`image_data.py` is what comes out of it, `catalog.py` what there is, `lookup.py` the order of
-places, and `pipeline.py` the batches.
+`catalog.py` says what there is, `lookup.py` the order of places. `image_data.py` is what comes out
+for images and `pipeline.py` the batches; `translation_data.py` and `buckets.py` for translation,
+whose texts are read in `translation/`.
 """
 
 from experiments.data.catalog import ImageSet, image_set, names

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 
 from experiments.command_line import exit_code
 from experiments.data import cache
-from experiments.data.catalog import Original, image_set, names
-from experiments.data.lookup import find_prepared, find_release, load
+from experiments.data.catalog import data_set, names
+from experiments.data.lookup import find, find_prepared, find_release
+from experiments.data.original import Original
 from experiments.data.places import Places, short
 
 
@@ -43,11 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
-    data = load(name, dir=data_dir, tfds_dir=tfds_dir)
+    data = find(data_set(name), dir=data_dir, tfds_dir=tfds_dir)
     return "\n".join(
         (
-            f"{name}: {len(data.train_images)} training and {len(data.test_images)} test images "
-            f"of {data.train_images.shape[1:]}, {data.num_classes} classes",
+            f"{name}: {data.summary}",
             f"  origin       {data.origin}",
             f"  fingerprint  {data.fingerprint}",
         )
@@ -55,18 +55,21 @@ def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
 
 
 def _status(name: str, places: Places) -> str:
-    original = image_set(name).provider
+    original = data_set(name).provider
     if not isinstance(original, Original):
         return "embedded"
     folder = places.data_dir / name
     if cache.exists(folder):
         return f"cached in {short(folder)}"
-    prepared = find_prepared(name, original, places)
+    prepared = find_prepared(original, places)
     if prepared is not None:
-        return f"prepared TFDS data in {short(prepared[0])}"
+        return f"prepared TFDS data in {short(prepared)}"
     found = find_release(original, places)
     if found is not None:
-        return f"original files in {short(found[1])}"
+        return f"original files in {short(next(iter(found[1])).parent)}"
+    files = original.releases[0].files
+    if files[0].url is None:
+        return f"your own {', '.join(file.name for file in files)} in {short(places.data_dir)}"
     return f"not on this machine: python -m experiments.data fetch {name}"
 
 

@@ -4,22 +4,37 @@
 read back must have the fingerprint that was written.
 """
 
+import dataclasses
 import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataCorrupt
-from experiments.data.image_data import ImageData, fingerprint
+from experiments.data.fingerprint import fingerprint
+from experiments.data.original import Arrays
 
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _MARK = "fingerprint.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """What a cache says about itself.
+
+    Attributes:
+      fingerprint: of the arrays.
+      origin: of the data that was cached.
+      sha256: of the files it was made from, by name, as far as no checksum of them is known.
+    """
+
+    fingerprint: str
+    origin: str
+    sha256: Mapping[str, str]
 
 
 def exists(folder: Path) -> bool:
@@ -27,38 +42,34 @@ def exists(folder: Path) -> bool:
     return (folder / _MARK).is_file()
 
 
-def read(folder: Path) -> tuple[Arrays, str]:
-    """The arrays, and the origin of what was cached.
+def read(folder: Path, names: Sequence[str]) -> tuple[Arrays, Mark]:
+    """The arrays of these names.
 
     Raises `DataCorrupt` if they are not what was written.
     """
     try:
-        mark = json.loads((folder / _MARK).read_text())
-        expected, origin = mark["fingerprint"], mark["origin"]
-        train_images, train_labels, test_images, test_labels = (
-            np.load(folder / f"{name}.npy") for name in _ARRAYS
-        )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        stored = json.loads((folder / _MARK).read_text())
+        mark = Mark(stored["fingerprint"], stored["origin"], dict(stored.get("sha256", {})))
+        arrays = tuple(np.load(folder / f"{name}.npy") for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise DataCorrupt(f"{folder}: damaged cache ({error}); delete this folder") from error
-    arrays = train_images, train_labels, test_images, test_labels
     found = fingerprint(*arrays)
-    if found != expected:
+    if found != mark.fingerprint:
         raise DataCorrupt(
-            f"{folder}: damaged cache: its fingerprint is {found}, expected {expected}; "
+            f"{folder}: damaged cache: its fingerprint is {found}, expected {mark.fingerprint}; "
             "delete this folder"
         )
-    return arrays, origin
+    return arrays, mark
 
 
-def write(folder: Path, data: ImageData) -> None:
-    """Stores a data set; raises `OSError` if it cannot be written."""
+def write(folder: Path, arrays: Mapping[str, np.ndarray], mark: Mark) -> None:
+    """Stores arrays by name; raises `OSError` if they cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARK).unlink(missing_ok=True)
-    for name in _ARRAYS:
-        array = getattr(data, name)
+    for name, array in arrays.items():
         _replace(folder / f"{name}.npy", functools.partial(np.save, arr=array))
-    mark = json.dumps({"fingerprint": data.fingerprint, "origin": data.origin}, indent=2)
-    _replace(folder / _MARK, lambda out: out.write(mark.encode()))
+    content = json.dumps(dataclasses.asdict(mark), indent=2).encode()
+    _replace(folder / _MARK, lambda out: out.write(content))
 
 
 def _replace(target: Path, write_to: Callable[[IO[bytes]], object]) -> None:

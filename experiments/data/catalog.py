@@ -1,102 +1,65 @@
 """The data sets by name: what each consists of, where its original files are, their checksums.
 
 Checksums and addresses: tensorflow-datasets' registered ones (sha256) for the binary CIFAR
-archives and for Fashion-MNIST, torchvision's (md5) for the Python CIFAR archives, and the md5 that
-public loaders state for Tiny-ImageNet. The checksum of an IDX file is that of its uncompressed
-content, because Debian's package `dataset-fashion-mnist` has rewritten the gzip headers of the
-same content. The published statistics are those in the PyTorch code behind the compression
-experiments of arXiv 2105.01029 (section 5).
+archives, Fashion-MNIST and the TED talks, torchvision's (md5) for the Python CIFAR archives, and
+the md5 that public loaders state for Tiny-ImageNet. The checksum of an IDX file is that of its
+uncompressed content, because Debian's package `dataset-fashion-mnist` has rewritten the gzip
+headers of the same content. The published statistics are those in the PyTorch code behind the
+compression experiments of arXiv 2105.01029 (section 5). The address of IWSLT'14 is that of
+fairseq's `prepare-iwslt14.sh`, which states no checksum.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 from experiments.data import cifar, embedded_sets, idx, tfds_folder, tiny_imagenet
-from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataUnavailable
-from experiments.data.image_data import Statistics
+from experiments.data.image_data import ImageData, Statistics
+from experiments.data.original import Arrays, DataSet, Original, OriginalFile, Prepared, Release
+from experiments.data.translation import iwslt14, lohelp, numwords, ted, user_files
+from experiments.data.translation.parallel_text import ARRAY_NAMES, ParallelText
 
 
 @dataclasses.dataclass(frozen=True)
-class OriginalFile:
-    """A file as its authors publish it.
+class ImageSet(DataSet[ImageData]):
+    """An image classification set.
 
     Attributes:
-      name: its file name.
-      url: where to download it.
-      size: its size there, in bytes.
-      checksum: `ALGORITHM:HEX` of the file.
-      content_checksum: whether `checksum` is of the content after gzip decompression.
-    """
-
-    name: str
-    url: str
-    size: int
-    checksum: str
-    content_checksum: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Release:
-    """One way its authors publish a data set: files that together hold all of it.
-
-    Attributes:
-      files: the files.
-      read: reads them from the folder they are in; uint8 images, integer labels, in file order.
-    """
-
-    files: tuple[OriginalFile, ...]
-    read: Callable[[Path], Arrays]
-
-
-@dataclasses.dataclass(frozen=True)
-class Original:
-    """How a data set that is not embedded can be had.
-
-    Attributes:
-      releases: the first is the one that is downloaded.
-      subfolder: folder within `data.dir` for the original files; they have a folder of their own
-        where their names do not tell the data set.
-      system_folder: where a package of the operating system puts them, if there is one.
-      install: the command that installs that package.
-      tfds_order: how the order of the original files is restored from a prepared TFDS folder:
-        by the field `id`, or by TFDS's hash of the example's number; None: TFDS does not have it.
-      instead: data sets of the same kind that need no download.
-    """
-
-    releases: tuple[Release, ...]
-    subfolder: str
-    system_folder: Path | None
-    install: str | None
-    tfds_order: tfds_folder.Order | None
-    instead: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """A data set's entry.
-
-    Attributes:
-      name: its name.
       num_classes: number of classes.
       image_size: height and width of the images that networks get, in pixels: the canvas of
         `pipeline.py`.
       mirror_symmetric: whether the mirror image of an example belongs to the same class, so that
         random flips are a sensible augmentation (true of clothes, false of digits).
-      provider: a function that returns the embedded arrays, or the `Original`.
-      fingerprint: the known one; None where nobody has computed it from the genuine files here.
       published_statistics: what published code normalises the data set by, if there is such code.
     """
 
-    name: str
+    array_names: ClassVar[tuple[str, ...]] = (
+        "train_images",
+        "train_labels",
+        "test_images",
+        "test_labels",
+    )
+
     num_classes: int
     image_size: int
     mirror_symmetric: bool
-    provider: Callable[[], Arrays] | Original
-    fingerprint: str | None
     published_statistics: Statistics | None
+
+    def build(self, origin: str, arrays: Arrays) -> ImageData:
+        return ImageData.from_arrays(self.name, origin, *arrays, num_classes=self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class TranslationSet(DataSet[ParallelText]):
+    """Parallel text, German to English."""
+
+    array_names: ClassVar[tuple[str, ...]] = ARRAY_NAMES
+
+    def build(self, origin: str, arrays: Arrays) -> ParallelText:
+        return ParallelText.from_arrays(self.name, origin, *arrays)
 
 
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
@@ -109,7 +72,11 @@ def _fashion_file(name: str, size: int, sha256: str) -> OriginalFile:
 
 def _cifar_release(name: str, size: int, checksum: str, layout: cifar.Layout) -> Release:
     file = OriginalFile(name, _TORONTO + name, size, checksum)
-    return Release((file,), lambda folder: cifar.read(folder / name, layout))
+    return Release((file,), lambda path: cifar.read(path, layout))
+
+
+def _prepared(name: str, order: tfds_folder.Order) -> Prepared:
+    return Prepared(name, lambda folder: tfds_folder.read(folder, name, order))
 
 
 _FASHION_MNIST = Original(
@@ -137,13 +104,13 @@ _FASHION_MNIST = Original(
                     "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
                 ),
             ),
-            idx.read_folder,
+            lambda first, *_: idx.read_folder(first.parent),
         ),
     ),
     subfolder="fashion_mnist",
     system_folder=Path("/usr/share/datasets/fashion-mnist"),
     install="apt-get install dataset-fashion-mnist",
-    tfds_order="hash",
+    prepared=_prepared("fashion_mnist", "hash"),
     instead=("fashion_small", "digits"),
 )
 
@@ -165,7 +132,7 @@ _CIFAR10 = Original(
     subfolder="",
     system_folder=None,
     install=None,
-    tfds_order="id",
+    prepared=_prepared("cifar10", "id"),
     instead=("fashion_mnist", "digits"),
 )
 
@@ -187,7 +154,7 @@ _CIFAR100 = Original(
     subfolder="",
     system_folder=None,
     install=None,
-    tfds_order="id",
+    prepared=_prepared("cifar100", "id"),
     instead=("fashion_mnist", "digits"),
 )
 
@@ -202,15 +169,13 @@ _TINY_IMAGENET = Original(
                     "md5:90528d7ca1a48142e341f4ef8d21d0de",
                 ),
             ),
-            lambda folder: tiny_imagenet.read(
-                folder / "tiny-imagenet-200.zip", tiny_imagenet.TINY_IMAGENET
-            ),
+            lambda path: tiny_imagenet.read(path, tiny_imagenet.TINY_IMAGENET),
         ),
     ),
     subfolder="",
     system_folder=None,
     install=None,
-    tfds_order=None,
+    prepared=None,
     instead=("fashion_mnist", "digits"),
 )
 
@@ -282,15 +247,131 @@ IMAGE_SETS: dict[str, ImageSet] = {
 }
 
 
+_PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us")
+
+_LOHELP = Original(
+    releases=(
+        Release(
+            tuple(
+                OriginalFile(f"{package}_*.deb", f"apt:{package}", size, checksum=None)
+                for package, size in zip(_PACKAGES, (3_293_908, 1_753_504), strict=True)
+            ),
+            lohelp.read,
+        ),
+    ),
+    subfolder="lohelp",
+    system_folder=None,
+    install=f"mkdir -p {{folder}} && cd {{folder}} && apt-get download {' '.join(_PACKAGES)}",
+    prepared=None,
+    instead=("numwords",),
+)
+
+_IWSLT14 = Original(
+    releases=(
+        Release(
+            (
+                OriginalFile(
+                    "de-en.tgz",
+                    "http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz",
+                    19_982_877,
+                    checksum=None,
+                ),
+            ),
+            iwslt14.read,
+        ),
+    ),
+    subfolder="iwslt14_de_en",
+    system_folder=None,
+    install=None,
+    prepared=None,
+    instead=("lohelp", "numwords"),
+)
+
+_TED = Original(
+    releases=(
+        Release(
+            (
+                OriginalFile(
+                    "ted_talks.tar.gz",
+                    "http://phontron.com/data/ted_talks.tar.gz",
+                    352_222_045,
+                    "sha256:03457b9ebc6d60839f1a48c5a03c940266aff78b81fcda4c6d9e2a5a7fb670ae",
+                ),
+            ),
+            ted.read_archive,
+        ),
+    ),
+    subfolder="",
+    system_folder=None,
+    install=None,
+    prepared=Prepared("ted_multi_translate", ted.read_prepared),
+    instead=("lohelp", "numwords"),
+)
+
+_USER_FILES = Original(
+    releases=(
+        Release(
+            tuple(OriginalFile(name, None, 0, checksum=None) for name in user_files.NAMES),
+            user_files.read,
+        ),
+    ),
+    subfolder="",
+    system_folder=None,
+    install=None,
+    prepared=None,
+    instead=("lohelp", "numwords"),
+)
+
+TRANSLATION_SETS: dict[str, TranslationSet] = {
+    name: TranslationSet(name, provider, fingerprint)
+    for name, provider, fingerprint in (
+        (
+            "numwords",
+            numwords.read,
+            "4f69220dc15ee2317f5d718bd2c3491f22ceb96800f30254c1e5301163582228",
+        ),
+        (
+            "lohelp",
+            _LOHELP,
+            "92571c99caf2aa241b3892069bd353d57462601e67436d9e5dcf3752bb95896c",
+        ),
+        ("iwslt14_de_en", _IWSLT14, None),
+        ("ted_de_en", _TED, None),
+        ("files", _USER_FILES, None),
+    )
+}
+
+Entry = TypeVar("Entry", ImageSet, TranslationSet)
+
+
 def names() -> tuple[str, ...]:
-    """The names that `load` takes."""
-    return tuple(IMAGE_SETS)
+    """The names of all data sets."""
+    return (*IMAGE_SETS, *TRANSLATION_SETS)
 
 
 def image_set(name: str) -> ImageSet:
-    """The entry of a name; `DataUnavailable` with near misses if there is none."""
-    if name in IMAGE_SETS:
-        return IMAGE_SETS[name]
-    near = difflib.get_close_matches(name, IMAGE_SETS, n=1)
+    """The entry of an image set; `DataUnavailable` with near misses if there is none."""
+    return _find(name, IMAGE_SETS)
+
+
+def translation_set(name: str) -> TranslationSet:
+    """The entry of a translation set; `DataUnavailable` with near misses if there is none."""
+    return _find(name, TRANSLATION_SETS)
+
+
+def data_set(name: str) -> ImageSet | TranslationSet:
+    """The entry of any data set; `DataUnavailable` with near misses if there is none."""
+    return image_set(name) if name in IMAGE_SETS else _find(name, TRANSLATION_SETS)
+
+
+def _find(name: str, entries: Mapping[str, Entry]) -> Entry:
+    if name in entries:
+        return entries[name]
+    near = difflib.get_close_matches(name, entries, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise DataUnavailable(f"unknown data set {name!r}{hint}: choose one of {', '.join(names())}")
+    what = (
+        f"data set {name!r} is for another task"
+        if name in names()
+        else f"unknown data set {name!r}"
+    )
+    raise DataUnavailable(f"{what}{hint}: choose one of {', '.join(entries)}")

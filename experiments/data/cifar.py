@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataCorrupt
+from experiments.data.original import Arrays
 
 _IMAGE_BYTES = 3 * 32 * 32
 

@@ -1,5 +1,7 @@
 """Downloading an original file, only after a quick look whether its server answers.
 
+Files of Debian packages (`apt:` addresses) are `apt_download.py`'s.
+
 The look bounds the wait on a machine without a network: a time-out of `requests` covers neither
 the name lookup nor several addresses of one host, so the request runs in a thread of its own.
 """
@@ -13,9 +15,9 @@ from typing import IO
 
 import requests
 
-from experiments.data import checksums
-from experiments.data.catalog import OriginalFile
+from experiments.data import apt_download, checksums
 from experiments.data.errors import DataUnavailable
+from experiments.data.original import OriginalFile
 from experiments.data.progress import ProgressLines
 
 REACH_SECONDS = 2.5
@@ -28,6 +30,8 @@ def obstacle(url: str) -> str | None:
 
     Proxies of the environment are honoured.
     """
+    if url.startswith(apt_download.SCHEME):
+        return apt_download.obstacle(url)
     outcome: list[str | None] = []
 
     def ask() -> None:
@@ -51,10 +55,10 @@ def _root_name(error: BaseException) -> str:
     return _root_name(inner) if isinstance(inner, BaseException) else type(error).__name__
 
 
-def fetch(file: OriginalFile, folder: Path) -> Path:
-    """Downloads a file into `folder`, which holds it only once it is complete and verified.
+def fetch(file: OriginalFile, url: str, folder: Path) -> Path:
+    """Downloads a file from its address into `folder`.
 
-    Prints progress on stderr.
+    It is there only once it is complete and verified. Prints progress on stderr.
 
     Raises:
       DataUnavailable: the connection failed.
@@ -62,10 +66,12 @@ def fetch(file: OriginalFile, folder: Path) -> Path:
       OSError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if url.startswith(apt_download.SCHEME):
+        return apt_download.fetch(url, folder)
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as out:
-            _stream(file, out)
+            _stream(file, url, out)
         checksums.verify(Path(temporary), file)
         target = folder / file.name
         os.replace(temporary, target)
@@ -74,10 +80,10 @@ def fetch(file: OriginalFile, folder: Path) -> Path:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _stream(file: OriginalFile, out: IO[bytes]) -> None:
+def _stream(file: OriginalFile, url: str, out: IO[bytes]) -> None:
     done, progress = 0, ProgressLines(file.name, file.size)
     try:
-        with requests.get(file.url, stream=True, timeout=_STALL_SECONDS) as answer:
+        with requests.get(url, stream=True, timeout=_STALL_SECONDS) as answer:
             answer.raise_for_status()
             for block in answer.iter_content(_BLOCK_BYTES):
                 out.write(block)
@@ -85,6 +91,5 @@ def _stream(file: OriginalFile, out: IO[bytes]) -> None:
                 progress.show(done, f"{done / 2**20:.0f} MB")
     except requests.RequestException as error:
         raise DataUnavailable(
-            f"{file.url}: the download broke off after {done} of {file.size} bytes "
-            f"({_root_name(error)}); try again"
+            f"broke off after {done} of {file.size} bytes of {file.name} ({_root_name(error)})"
         ) from error

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.data.original import Arrays
+
 _FOLDER = Path(__file__).parent / "embedded"
 FASHION_SMALL_FILE = _FOLDER / "fashion_small.npz.xz"
 DIGITS_FILE = _FOLDER / "digits.csv.gz"
 _DIGITS_TRAIN = 1437
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def fashion_small() -> Arrays:

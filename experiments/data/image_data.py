@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.data.fingerprint import fingerprint
+from experiments.data.original import Arrays
 from experiments.errors import RunError
 
 
@@ -100,6 +102,19 @@ class ImageData:
             std=std,
         )
 
+    @property
+    def arrays(self) -> Arrays:
+        """Images and labels for training, then those for testing."""
+        return self.train_images, self.train_labels, self.test_images, self.test_labels
+
+    @property
+    def summary(self) -> str:
+        """What it holds, in a line."""
+        return (
+            f"{len(self.train_images)} training and {len(self.test_images)} test images "
+            f"of {self.train_images.shape[1:]}, {self.num_classes} classes"
+        )
+
 
 def _check_split(where: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
@@ -122,16 +137,6 @@ def _frozen(array: np.ndarray, dtype: type) -> np.ndarray:
     view: np.ndarray = np.ascontiguousarray(array, dtype).view()
     view.flags.writeable = False
     return view
-
-
-def fingerprint(*arrays: np.ndarray) -> str:
-    """sha256 in hex over dtype, shape and bytes of each array, integers as little-endian."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        portable = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        digest.update(f"{portable.dtype.str} {portable.shape}\n".encode())
-        digest.update(portable.data)
-    return digest.hexdigest()
 
 
 def channel_statistics(images: np.ndarray) -> Statistics:

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from experiments.data.catalog import Original
+from experiments.data.original import Original
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Prepared TFDS folders of image sets, read without TensorFlow.
+"""Prepared TFDS folders, read without TensorFlow.
 
 A folder `NAME/VERSION` holds `dataset_info.json` (file format, examples per shard) and the shards,
-`NAME-SPLIT.FORMAT-00000-of-00001`, of serialized `tf.train.Example` records with a PNG in `image`
-and an integer in `label`. TFDS writes the examples in the order of the md5 of split name and
-example number (`tensorflow_datasets.core.hashing`). The order of the original files is restored
-from the field `id` where there is one, as in CIFAR (`train_00000`), and else from that hash.
+`NAME-SPLIT.FORMAT-00000-of-00001`, of serialized `tf.train.Example` records; those of image sets
+have a PNG in `image` and an integer in `label`. TFDS writes the examples in the order of the md5 of
+split name and example number (`tensorflow_datasets.core.hashing`). The order of the original files
+is restored from the field `id` where there is one, as in CIFAR (`train_00000`), and else from that
+hash.
 """
 
 import hashlib
@@ -12,18 +13,19 @@ import io
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataCorrupt
+from experiments.data.original import Arrays
 from experiments.errors import RunError
 
 FORMATS = ("array_record", "tfrecord")
 Order = Literal["id", "hash"]
+Example = TypeVar("Example")
 
 
 def find(folder: Path) -> Path | None:
@@ -39,58 +41,83 @@ def find(folder: Path) -> Path | None:
 def read(folder: Path, name: str, order: Order) -> Arrays:
     """Training images `(N, H, W, C)`, labels, test images and labels, in the original order.
 
+    Raises as `read_split` does.
+    """
+    return (*_images(folder, name, "train", order), *_images(folder, name, "test", order))
+
+
+def _images(folder: Path, name: str, split: str, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    def decode(features: Any) -> tuple[np.ndarray, int]:
+        from PIL import Image  # slow to import, and needed here only
+
+        with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
+            return np.asarray(image), features["label"].int64_list.value[0]
+
+    decoded = read_split(folder, name, split, order, decode)
+    try:
+        pixels = np.stack([image for image, _ in decoded])
+    except ValueError as error:
+        raise DataCorrupt(f"{folder}/{name}-{split}: not images of one size ({error})") from error
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return pixels, np.asarray([label for _, label in decoded], np.int32)
+
+
+def read_split(
+    folder: Path, name: str, split: str, order: Order, decode: Callable[[Any], Example]
+) -> list[Example]:
+    """What `decode` makes of every example's features, in the original order.
+
+    Args:
+      folder: of a prepared version.
+      name: what TFDS calls the data set.
+      split: one of its splits.
+      order: how the original order is restored.
+      decode: gets the features of an example by name, messages of `tf.train.Feature`.
+
     Raises `DataCorrupt` if the folder is incomplete or in another format, `RunError` if a package
     for reading it is not installed.
     """
-    try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        file_format = info.get("fileFormat", "tfrecord")  # not yet written by early releases
-        sizes = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
-        train_size, test_size = sizes["train"], sizes["test"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataCorrupt(f"{folder}/dataset_info.json: not understood ({error!r})") from error
-    if file_format not in FORMATS:
-        raise DataCorrupt(
-            f"{folder}: prepared in the format {file_format!r}; expected {' or '.join(FORMATS)}"
-        )
-    train_images, train_labels = _split(folder, name, "train", file_format, train_size, order)
-    test_images, test_labels = _split(folder, name, "test", file_format, test_size, order)
-    return train_images, train_labels, test_images, test_labels
-
-
-def _split(
-    folder: Path, name: str, split: str, file_format: str, size: int, order: Order
-) -> tuple[np.ndarray, np.ndarray]:
+    file_format, size = _format_and_size(folder, split)
     where = f"{folder}/{name}-{split}.{file_format}-*"
-    images, labels, ids = [], [], []
+    examples, ids = [], []
     try:
-        from PIL import Image  # with TFDS slow to import, and needed here only
-        from tensorflow_datasets.proto import tf_example_pb2
+        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
 
         for record in _records(folder, f"{name}-{split}.{file_format}-*-of-*", file_format):
             features = tf_example_pb2.Example.FromString(record).features.feature
-            with Image.open(io.BytesIO(features["image"].bytes_list.value[0])) as image:
-                images.append(np.asarray(image))
-            labels.append(features["label"].int64_list.value[0])
+            examples.append(decode(features))
             ids.extend(features["id"].bytes_list.value)
-        pixels = np.stack(images)
     except ImportError as error:
         raise RunError(
             f"{where}: reading prepared TFDS data needs the package {error.name!r}: "
             "pip install 'lowrank_jax[experiments]'"
         ) from error
     except (OSError, ValueError, IndexError, RuntimeError, struct.error) as error:
-        raise DataCorrupt(f"{where}: damaged or not images with labels ({error})") from error
+        raise DataCorrupt(f"{where}: damaged or of another kind ({error})") from error
     except Exception as error:
         # protobuf's DecodeError has no public home that is the same in all releases
         if type(error).__name__ != "DecodeError":
             raise
         raise DataCorrupt(f"{where}: damaged ({error})") from error
-    if len(labels) != size or (order == "id" and len(ids) != size):
-        raise DataCorrupt(f"{where}: {len(labels)} examples, dataset_info.json says {size}")
+    if len(examples) != size or (order == "id" and len(ids) != size):
+        raise DataCorrupt(f"{where}: {len(examples)} examples, dataset_info.json says {size}")
     rank = np.argsort(ids) if order == "id" else _original_positions(split, size)
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return pixels[rank], np.asarray(labels, np.int32)[rank]
+    return [examples[i] for i in rank]
+
+
+def _format_and_size(folder: Path, split: str) -> tuple[str, int]:
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+        file_format = info.get("fileFormat", "tfrecord")  # not yet written by early releases
+        sizes = {entry["name"]: sum(map(int, entry["shardLengths"])) for entry in info["splits"]}
+        size = sizes[split]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataCorrupt(f"{folder}/dataset_info.json: not understood ({error!r})") from error
+    if file_format not in FORMATS:
+        raise DataCorrupt(
+            f"{folder}: prepared in the format {file_format!r}; expected {' or '.join(FORMATS)}"
+        )
+    return file_format, size
 
 
 def _original_positions(split: str, size: int) -> np.ndarray:

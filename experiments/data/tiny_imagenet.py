@@ -26,8 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.embedded_sets import Arrays
 from experiments.data.errors import DataCorrupt
+from experiments.data.original import Arrays
 from experiments.data.progress import ProgressLines
 
 _ROOT = "tiny-imagenet-200/"

@@ -1,6 +1,6 @@
 """The message for a data set that is not here: what was looked for, and what to do."""
 
-from experiments.data.catalog import Original, Release
+from experiments.data.original import Original, Release
 from experiments.data.places import Places, short
 
 
@@ -15,36 +15,42 @@ def explain(name: str, original: Original, places: Places, source: str, download
       download: why it was not downloaded.
     """
     skipped = f"not tried (data.source={source})"
-    if original.tfds_order is None:
+    if original.prepared is None:
         tfds = "TFDS does not have this data set"
     else:
         found = skipped if source == "files" else "not there"
-        tfds = f"{short(places.tfds_dir / name / '*')}  (array_record or tfrecord): {found}"
+        folder = short(places.tfds_dir / original.prepared.name / "*")
+        tfds = f"{folder}  (array_record or tfrecord): {found}"
     files = skipped if source == "tfds" else "not there"
     first, *others = (short(folder) for folder in places.file_folders(original))
     wanted = ", ".join(file.name for release in original.releases for file in release.files)
-    url = original.releases[0].files[0].url
     lines = [
         f"dataset {name!r} is not on this machine and cannot be fetched.",
         "  Looked for:",
         f"    prepared TFDS data    {tfds}",
         f"    original files        {first}/{{{wanted}}}: {files} (nor in {', '.join(others)})",
-        f"    download              {url}: {skipped if source == 'tfds' else download}",
-        "  What to do (any one):",
     ]
+    url = original.releases[0].files[0].url
+    if url is not None:
+        lines.append(
+            f"    download              {url}: {skipped if source == 'tfds' else download}"
+        )
+    lines.append("  What to do (any one):")
     for number, advice in enumerate(_advice(name, original, places), start=1):
         lines.append(f"    {number}. {'or ' if number > 1 else ''}{advice}")
     return "\n".join(lines)
 
 
 def _advice(name: str, original: Original, places: Places) -> list[str]:
-    size = sum(file.size for file in original.releases[0].files) / 2**20
-    advice = [] if original.install is None else [original.install]
-    advice.append(
-        f"on a machine with internet: python -m experiments.data fetch {name}   ({size:.0f} MB), "
-        f"then copy {short(places.data_dir)} here"
-    )
     target = short(places.download_folder(original))
+    files = original.releases[0].files
+    advice = [] if original.install is None else [original.install.format(folder=target)]
+    if files[0].url is not None:
+        size = sum(file.size for file in files) / 2**20
+        advice.append(
+            f"on a machine with internet: python -m experiments.data fetch {name}   "
+            f"({size:.0f} MB), then copy {short(places.data_dir)} here"
+        )
     advice += [_put(release, target) for release in original.releases]
     advice.append(
         "choose data that needs no download: --config.data.name="
@@ -55,6 +61,5 @@ def _advice(name: str, original: Original, places: Places) -> list[str]:
 
 def _put(release: Release, folder: str) -> str:
     names = ", ".join(file.name for file in release.files)
-    if len(release.files) > 1:
-        return f"put {names} into {folder}"
-    return f"put {names} into {folder}   [{release.files[0].checksum}]"
+    known = release.files[0].checksum if len(release.files) == 1 else None
+    return f"put {names} into {folder}" + (f"   [{known}]" if known else "")

@@ -10,8 +10,8 @@ import pytest
 import requests
 from fabricated import SMALL_TINY_IMAGENET, random_set
 
-from experiments.data import catalog, tiny_imagenet
-from experiments.data.embedded_sets import Arrays
+from experiments.data import apt_download, catalog, tiny_imagenet
+from experiments.data.original import Arrays
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,8 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data folder; no user's folder, package or network is ever looked at."""
     monkeypatch.setenv("LOWRANK_JAX_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    # No package file is fetched either: an apt-get that is not there.
+    monkeypatch.setattr(apt_download.shutil, "which", lambda _: None)
     for entry in list(catalog.IMAGE_SETS.values()):
         if isinstance(entry.provider, catalog.Original):
             system_folder = entry.provider.system_folder and tmp_path / "system" / entry.name
@@ -74,13 +76,13 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """
 
     def change(name: str, folder: Path, url: str | None = None) -> None:
-        entry = catalog.IMAGE_SETS[name]
+        entry = catalog.data_set(name)
         original = entry.provider
         assert isinstance(original, catalog.Original)
 
         def genuine(file: catalog.OriginalFile) -> catalog.OriginalFile:
             path = folder / file.name
-            if not path.is_file():
+            if file.checksum is None or not path.is_file():
                 return file
             content = path.read_bytes()
             algorithm = file.checksum.split(":")[0]
@@ -97,10 +99,8 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             for release in original.releases
         )
         provider = dataclasses.replace(original, releases=releases)
-        monkeypatch.setitem(
-            catalog.IMAGE_SETS,
-            name,
-            dataclasses.replace(entry, provider=provider, fingerprint=None),
-        )
+        changed = dataclasses.replace(entry, provider=provider, fingerprint=None)
+        sets = catalog.IMAGE_SETS if name in catalog.IMAGE_SETS else catalog.TRANSLATION_SETS
+        monkeypatch.setitem(sets, name, changed)
 
     return change

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.data.embedded_sets import Arrays
+from experiments.data.original import Arrays
 from experiments.data.tiny_imagenet import Contents
 
 

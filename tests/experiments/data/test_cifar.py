@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.data import DataCorrupt, cifar
-from experiments.data.image_data import fingerprint
+from experiments.data.fingerprint import fingerprint
 
 VERSIONS = {
     "cifar10 binary": (fabricated.write_cifar10_binary, cifar.CIFAR10_BINARY, "cifar10_arrays"),

@@ -23,6 +23,12 @@ def test_status_of_everything(capsys, data_dir, cifar10_arrays, fashion_arrays, 
         f"cifar10       original files in {data_dir}",
         "cifar100      not on this machine: python -m experiments.data fetch cifar100",
         "tiny_imagenet not on this machine: python -m experiments.data fetch tiny_imagenet",
+        "numwords      embedded",
+        "lohelp        not on this machine: python -m experiments.data fetch lohelp",
+        "iwslt14_de_en not on this machine: python -m experiments.data fetch iwslt14_de_en",
+        "ted_de_en     not on this machine: python -m experiments.data fetch ted_de_en",
+        "files         your own train.de, train.en, valid.de, valid.en, test.de, test.en in "
+        f"{data_dir}",
     ]
     register("cifar10", data_dir)
     load("cifar10")

@@ -10,7 +10,7 @@ import experiments.data
 
 MODULES = [
     module.name
-    for module in pkgutil.iter_modules(experiments.data.__path__, "experiments.data.")
+    for module in pkgutil.walk_packages(experiments.data.__path__, "experiments.data.")
     if not module.name.endswith("__main__")
 ]
 

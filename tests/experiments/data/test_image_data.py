@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from experiments.data import ImageData, load, split_validation
-from experiments.data.image_data import channel_statistics, fingerprint
+from experiments.data.fingerprint import fingerprint
+from experiments.data.image_data import channel_statistics
 from experiments.errors import RunError
 
 RNG = np.random.default_rng(0)

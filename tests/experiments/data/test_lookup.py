@@ -32,8 +32,8 @@ then copy ~/.cache/lowrank_jax here
 
 
 def test_names():
-    embedded = ("fashion_small", "digits")
-    assert names() == (*embedded, "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
+    images = ("fashion_small", "digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
+    assert names() == (*images, "numwords", "lohelp", "iwslt14_de_en", "ted_de_en", "files")
 
 
 @pytest.fixture
@@ -110,6 +110,7 @@ def test_source_tfds_tries_nothing_else(home, cifar10_arrays, register):
     [
         ({"name": "cifar11"}, "unknown data set 'cifar11' .did you mean 'cifar10'.*choose one of"),
         ({"name": "zebra"}, "unknown data set 'zebra': choose one of fashion_small, digits"),
+        ({"name": "numwords"}, "data set 'numwords' is for another task: choose one of fashion_sm"),
         ({"name": "digits", "source": "web"}, "data.source='web': choose one of auto, tfds"),
         ({"name": "digits", "download": "yes"}, "data.download='yes': choose one of auto, never"),
         ({"name": "digits", "source": "files"}, "'digits' is embedded; data.source=files"),
@@ -238,7 +239,7 @@ def test_an_interrupted_cache_does_not_exist(data_dir, cifar10_arrays, register,
 
     monkeypatch.setattr(cache.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
-        cache.write(folder, data)
+        cache.write(folder, dict(enumerate(data.arrays)), cache.Mark(data.fingerprint, "", {}))
     assert not cache.exists(folder)
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 

@@ -10,6 +10,7 @@ from configs import base
 from experiments import arguments, tasks
 from experiments.data import load
 from experiments.data.pipeline import evaluation_batch
+from experiments.tasks.task import Batch
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # As printed by the published code.
@@ -77,7 +78,7 @@ def test_normalised_by_its_own_statistics_a_set_has_mean_0_and_deviation_1():
 @pytest.mark.parametrize(("data", "size"), [("cifar10", 32), ("digits", 32), ("tiny_imagenet", 64)])
 def test_the_canvas_of_a_data_set_is_the_networks_input(data, size):
     made = task(data)
-    images, labels = made.batch(made.splits, jnp.arange(4), jnp.int32(0))
+    images, labels = made.batch(made.splits, jnp.arange(4), jnp.int32(0), Batch(4))
     assert images.shape == made.network.example(4).shape == (4, size, size, 3)
     variables = jax.eval_shape(made.network.init, jax.random.key(0))
     state = {"batch_stats": variables["batch_stats"]}
@@ -88,7 +89,7 @@ def test_the_canvas_of_a_data_set_is_the_networks_input(data, size):
 
 def test_tiny_images_are_taken_as_they_are():
     made, data = task("tiny_imagenet", crop=0, flip=False), load("tiny_imagenet")
-    batch, _ = made.batch(made.splits, jnp.arange(33), jnp.int32(0))
+    batch, _ = made.batch(made.splits, jnp.arange(33), jnp.int32(0), Batch(33))
     pixels = np.asarray(batch) * made.pipeline.std + made.pipeline.mean
     np.testing.assert_allclose(pixels, data.train_images / 255, atol=1e-6)
 

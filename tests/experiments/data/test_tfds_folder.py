@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.data import DataCorrupt, load, tfds_folder
-from experiments.data.image_data import fingerprint
+from experiments.data.fingerprint import fingerprint
 from experiments.errors import RunError
 
 pytest.importorskip("tensorflow_datasets")

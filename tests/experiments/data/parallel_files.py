@@ -1,0 +1,68 @@
+"""Small parallel texts, written as the original files of the true layout."""
+
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LOHELP_200 = Path(__file__).parent / "lohelp_200.tsv.gz"
+
+
+def lohelp_200() -> list[tuple[str, str]]:
+    """The 200 committed pairs of real text."""
+    lines = gzip.decompress(LOHELP_200.read_bytes()).decode().splitlines()
+    return [(german, english) for german, english in (line.split("\t") for line in lines)]
+
+
+def tar(members: Mapping[str, bytes], mode: str) -> bytes:
+    """An archive in memory."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def ar(members: Mapping[str, bytes]) -> bytes:
+    """An `ar` archive as dpkg-deb writes it: ar(5)."""
+    content = b"!<arch>\n"
+    for name, data in members.items():
+        content += f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode() + data
+        content += b"\n" * (len(data) % 2)
+    return content
+
+
+def package(files: Mapping[str, str], compression: str = ".xz") -> bytes:
+    """A Debian package with these files; its control archive has an odd size."""
+    data = tar({f"./{name}": text.encode() for name, text in files.items()}, "w:")
+    data = {".xz": lzma.compress, ".gz": gzip.compress, "": bytes}[compression](data)
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.xz": b"odd",
+        f"data.tar{compression}": data,
+    }
+    return ar(members)
+
+
+def write_lohelp(folder: Path, pages: Mapping[str, tuple[str, str]], version: str) -> None:
+    """The two packages, of pages in German and English."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, (name, language) in enumerate((("de", "de"), ("en-us", "en-US"))):
+        files = {
+            f"usr/share/libreoffice/help/{language}/text/{page}": texts[side]
+            for page, texts in pages.items()
+        }
+        files |= {"usr/share/doc/copyright": "MPL-2.0"}
+        path = folder / f"libreoffice-help-{name}_4%3a{version}_all.deb"
+        path.write_bytes(package(files))
+
+
+def write_user_files(folder: Path, lines: Mapping[str, Sequence[bytes]]) -> None:
+    """One file per name, every line ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in lines.items():
+        (folder / name).write_bytes(b"".join(line + b"\n" for line in content))
