@@ -60,6 +60,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # crs: weight decay of each factor, scaled by the ratio of compressed to dense parameters.
     config.decay = "frobenius"
     config.weight_decay = 1e-4
+    # The coefficient of Frobenius decay, where it is another one than `weight_decay` (0: the same).
+    config.frobenius_decay = 0.0
+    # Attention in which queries and keys (qk) or outputs and values (ov) of a head are initialized
+    # spectrally, and Frobenius-decayed, as the products that they only occur in: none, qk, ov,
+    # qk_ov.
+    config.products = ConfigDict({"init": "none", "decay": "none"})
+    # Where decay comes in. coupled: it is part of the gradient, before clipping and momentum.
+    # decoupled: it is added to the step that these give. published: Frobenius decay is coupled, and
+    # plain decay decoupled, as in the published Transformer experiments.
+    config.decay_position = "coupled"
     # A finished run with record_norms=True, alike but for its decay: after each step the factorized
     # kernels are rescaled to the norms that they had there ('': none).
     config.replay = ""
@@ -76,15 +86,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # and a square of side `cutout` around a random pixel is blanked (0: none).
     config.augment = ConfigDict({"crop": 4, "flip": True, "cutout": 0})
 
-    # Optimization: SGD with momentum. The learning rate is multiplied by `milestone_factor` at the
-    # start of epoch int(fraction * epochs), for each fraction in `milestones`.
+    # Optimization: SGD with momentum, or Adam, whose b1 it then is. Gradients, with the decay that
+    # is part of them, are scaled down to a global norm of clip_norm (0: not). The length of a run
+    # is `epochs`, or `steps` where that is not 0.
+    config.optimizer = "sgd"
+    config.nesterov = False
+    config.clip_norm = 0.0
     config.epochs = 200
+    config.steps = 0
     config.batch_size = 128
     config.learning_rate = 0.1
     config.momentum = 0.9
+    # milestones: the learning rate is multiplied by `milestone_factor` at the start of epoch
+    # int(fraction * epochs), for each fraction in `milestones`.
+    # inverse_sqrt: it goes from `warmup_learning_rate` to `learning_rate` within `warmup_steps`,
+    # and falls with the square root of the step from there on.
+    config.schedule = "milestones"
+    config.warmup_steps = 1
     config.milestones = (0.5, 0.75)
     config.milestone_factor = 0.1
-    # The first epochs run at a small constant rate. None: one epoch from depth 56 on, else none.
+    # With milestones the first epochs run at a small constant rate. None: one epoch for a ResNet
+    # from depth 56 on, else none.
     config.warmup_epochs = placeholder(int)
     config.warmup_learning_rate = 0.01
     # The batch is taken in this many equal micro-batches, one after the other, and their gradients

@@ -33,7 +33,7 @@ Cost: a tenth of RUN's time.
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import arguments
+from experiments import arguments, config_keys
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 
@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base.get_config()
     config.name = "compress_trained"
     config.update({key: trained[key] for key in _TAKEN})
-    if not any(asked[size] for size in arguments.SIZES):
+    if not any(asked[size] for size in config_keys.SIZES):
         config.energy = 0.9
     config.epochs = max(2, round(trained.epochs / 10))
     config.learning_rate = trained.learning_rate / 10

@@ -14,19 +14,26 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.config_keys import (
+    ADDED_LATER,
+    REMOVED,
+    SIZES,
+    TENSOR_KINDS,
+    flatten,
+    has_factors,
+)
 from experiments.errors import RunError
 
 # The words a key accepts. `data.name` and `model.name` are checked where those are looked up.
 CHOICES: dict[str, tuple[str, ...]] = {
     "protocol": ("ours", "published"),
     "method": ("factorize", "prune"),
-    "kind": ("conv", "tensor_train", "tucker"),
+    "kind": ("conv", "linear", "tensor_train", "tucker"),
     "precision": ("float32", "bfloat16"),
     "variant": ("flat", "deep"),
     "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
@@ -34,69 +41,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "forms": ("measure", "count"),
     "overcomplete": ("complement", "zero"),
     "decay": ("none", "plain", "frobenius", "crs"),
+    "optimizer": ("sgd", "adam"),
+    "schedule": ("milestones", "inverse_sqrt"),
+    "decay_position": ("coupled", "decoupled", "published"),
+    "products.init": ("none", "qk", "ov", "qk_ov"),
+    "products.decay": ("none", "qk", "ov", "qk_ov"),
     "data.source": ("auto", "tfds", "files", "embedded"),
     "data.download": ("auto", "never"),
 }
-
-# Keys that say where and how a run is carried out, not what it computes. Two runs that differ in
-# nothing else are the same experiment.
-OPERATIONAL = (
-    "name",
-    "workdir",
-    "data.source",
-    "data.download",
-    "data.dir",
-    "data.tfds_dir",
-    "eval_batch_size",
-    "steps_per_dispatch",
-    "layout",
-    "forms",
-    "remat",
-    "compilation_cache",
-    "profile_steps",
-    "checkpoint_every_epochs",
-    "keep_checkpoints",
-    "diagnostics_every",
-    "diagnostics_share",
-    "record_norms",
-    "merge",
-    "expected_accuracy",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
-)
-
-# The keys of which one says how large the network becomes; all at 0 keep it dense.
-SIZES = ("rank_scale", "ratio", "energy")
-
-# The keys that change nothing where there are no factors.
-FACTOR_KEYS = ("init", "variant", "overcomplete", "decay")
-
-# Keys that came later, with the values that mean what was done before: a config.json that does not
-# have them is read as if it did.
-ADDED_LATER: dict[str, Any] = {
-    "precision": "float32",
-    "accumulate_steps": 1,
-    "layout": "as_written",
-    "forms": "count",
-    "remat": False,
-    "compilation_cache": "",
-    "profile_steps": (),
-    "method": "factorize",
-    "ratio": 0.0,
-    "energy": 0.0,
-    "kind": "conv",
-    "augment.cutout": 0,
-    "start": "",
-    "replay": "",
-    "record_norms": False,
-    "merge": False,
-    "diagnostics_every": 100,
-    "diagnostics_share": 0.03,
-}
-
-# Keys that there were once, and that changed nothing that is computed: not read.
-REMOVED = ("diagnostics_every_epochs",)
 
 # Bounds as (test, words); a value that fails its test is refused with the words.
 _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -106,6 +58,10 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ratio": (lambda v: 0 <= v < 1, "0 (the dense network) or a share of its parameters below 1"),
     "energy": (lambda v: 0 <= v <= 1, "0 or a share of the squared singular values, at most 1"),
     "weight_decay": (lambda v: v >= 0, "0 or a positive number"),
+    "frobenius_decay": (lambda v: v >= 0, "0 (as weight_decay) or a positive number"),
+    "clip_norm": (lambda v: v >= 0, "0 (no clipping) or a positive number"),
+    "steps": (lambda v: v >= 0, "0 (as epochs says) or a positive whole number"),
+    "warmup_steps": (lambda v: v >= 1, "a whole number, at least 1"),
     "validation": (lambda v: 0 <= v < 1, "a fraction of the training set: 0 <= validation < 1"),
     "learning_rate": (lambda v: v > 0, "a positive number"),
     "momentum": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
@@ -121,6 +77,11 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "two step numbers FIRST,LAST with 1 <= FIRST <= LAST, or () for none",
     ),
     "diagnostics_share": (lambda v: 0 < v <= 1, "a share of the time: 0 < diagnostics_share <= 1"),
+    "model.head_scale": (lambda v: 0 < v <= 1, "a share of the full head size, in (0, 1]"),
+    "label_smoothing": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "model.dropout": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "model.ffn_dropout": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "decoding.length_penalty": (lambda v: v >= 0, "0 or a positive number"),
     "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
     "augment.cutout": (lambda v: v >= 0, "0 (none) or a positive number of pixels"),
 } | {
@@ -134,63 +95,17 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "checkpoint_every_epochs",
         "keep_checkpoints",
         "diagnostics_every",
+        "vocabulary_size",
+        "max_length",
+        "model.d_model",
+        "model.d_ff",
+        "model.heads",
+        "model.layers",
+        "model.max_length",
+        "decoding.beam",
+        "decoding.max_length",
     )
 }
-
-
-def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """A nested config, or the dict read from a `config.json`, as {dotted key: value}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict | Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            # JSON has no tuples; a config and its own config.json must compare equal.
-            flat[f"{prefix}{key}"] = tuple(value) if isinstance(value, list) else value
-    return flat
-
-
-def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """A whole config flattened, with the keys that there were not yet when it was written, and
-    without those that are gone."""
-    flat = ADDED_LATER | flatten(config)
-    return {key: value for key, value in flat.items() if key not in REMOVED}
-
-
-def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether kernels are stored as factors, by a config."""
-    return flat["method"] == "factorize" and any(flat[key] for key in SIZES)
-
-
-def experiment(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The keys with their values that decide what is computed, flattened and in order.
-
-    Two runs for which they are the same are the same experiment: keys that say how a run is carried
-    out are left out, and those of factors where there are none.
-    """
-    flat = complete(config)
-    idle = {*OPERATIONAL} | (set() if has_factors(flat) else {*FACTOR_KEYS})
-    return {key: flat[key] for key in sorted(flat.keys() - idle)}
-
-
-def differences(
-    one: Mapping[str, Any] | ConfigDict,
-    other: Mapping[str, Any] | ConfigDict,
-    ignore: Iterable[str] = OPERATIONAL,
-) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two configs differ: {dotted key: (value in one, value in other)}.
-
-    A key that only one of them has counts as None in the other.
-    """
-    a, b = complete(one), complete(other)
-    keys = sorted((a.keys() | b.keys()) - set(ignore))
-    return {key: (a.get(key), b.get(key)) for key in keys if _place(key, a) != _place(key, b)}
-
-
-def _place(key: str, config: Mapping[str, Any]) -> Any:
-    """A value to compare; the folders of other runs are the same however they are written."""
-    value = config.get(key)
-    return Path(value).resolve() if key in ("start", "replay") and value else value
 
 
 Preset = Callable[[ConfigDict], None]
@@ -265,8 +180,9 @@ def settle(config: ConfigDict) -> ConfigDict:
     """A copy of `config` that is whole and consistent: what a run computes from and writes down.
 
     Checks every value against its choices and bounds, and fills in the keys left at None:
-    `validation` (0.1 under protocol=ours, 0 under published) and `warmup_epochs` (1 for a
-    ResNet of depth 56 or more, otherwise 0); `steps_per_dispatch` stays open, since the device
+    `validation` (0.1 under protocol=ours, 0 under published), `warmup_epochs` (1 for a ResNet of
+    depth 56 or more, otherwise 0) and `model.head_scale` (the rank scale of a network that is to
+    become smaller, otherwise 1); `steps_per_dispatch` stays open, since the device
     decides. Settling a settled config changes nothing.
 
     Raises:
@@ -276,17 +192,22 @@ def settle(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         for key in ADDED_LATER.keys() - flatten(config).keys():
             group, _, last = key.rpartition(".")
-            (config[group] if group else config)[last] = ADDED_LATER[key]
+            if group == "augment" and group not in config:
+                continue  # What is not made of images has no such keys.
+            owner = config.setdefault(group, ConfigDict()) if group else config
+            owner[last] = ADDED_LATER[key]
         for key in [key for key in REMOVED if key in config]:
             del config[key]
     published = config.protocol == "published"
-    if config.validation is None:
+    if config.get("validation", 0.0) is None:
         config.validation = 0.0 if published else 0.1
     if config.warmup_epochs is None:
         config.warmup_epochs = int(config.model.name == "resnet" and config.model.depth >= 56)
+    if config.model.get("head_scale", 1.0) is None:
+        config.model.head_scale = config.rank_scale if 0 < config.rank_scale < 1 else 1.0
     for key, value in flatten(config).items():
         _check(key, value)
-    if published and config.validation != 0:
+    if published and config.get("validation"):
         raise RunError(
             f"validation={config.validation:g} with protocol=published: the published protocol "
             "trains on the whole training set; leave validation out or use protocol=ours"
@@ -307,17 +228,17 @@ def _settle_size(config: ConfigDict) -> None:
             f"{given}: singular values are worth something in a trained network only; name one "
             "by start=RUN"
         )
-    if config.method == "prune" and config.kind != "conv":
+    if config.method == "prune" and config.kind in TENSOR_KINDS:
         raise RunError(f"method=prune with kind={config.kind}: what is pruned is convolutions")
     if config.method == "prune" and not config.ratio:
         raise RunError(f"method=prune with {given or 'ratio=0'}: give the ratio to prune to")
-    if sizes and not config.rank_scale and config.kind != "conv":
+    if sizes and not config.rank_scale and config.kind in TENSOR_KINDS:
         raise RunError(f"{given} with kind={config.kind}: its ranks come from a rank_scale")
-    if config.kind != "conv" and config.init not in ("spectral", "regular"):
+    if config.kind in TENSOR_KINDS and config.init not in ("spectral", "regular"):
         raise RunError(
             f"init={config.init} with kind={config.kind}: tensors start at spectral or regular"
         )
-    if config.kind != "conv" and config.overcomplete != "complement":
+    if config.kind in TENSOR_KINDS and config.overcomplete != "complement":
         raise RunError(
             f"overcomplete={config.overcomplete} with kind={config.kind}: tensors are never padded"
         )
@@ -327,7 +248,7 @@ def _settle_size(config: ConfigDict) -> None:
             f"init={config.init} with start={config.start}: the trained kernels would be thrown "
             "away; init=spectral keeps the best of them"
         )
-    if config.variant != "flat" and (not factorized or config.kind != "conv"):
+    if config.variant != "flat" and (not factorized or config.kind in TENSOR_KINDS):
         raise RunError(
             f"variant={config.variant} with {given or 'rank_scale=0'}, method={config.method}, "
             f"kind={config.kind}: only factorized convolutions have a factor in the middle "
@@ -343,7 +264,7 @@ def _settle_norms(config: ConfigDict) -> None:
             raise RunError(
                 f"{key}={config[key]} with method={config.method}, {sizes}: nothing is factorized"
             )
-    if config.replay and config.kind != "conv":
+    if config.replay and config.kind in TENSOR_KINDS:
         raise RunError(f"replay={config.replay} with kind={config.kind}: two factors are rescaled")
 
 

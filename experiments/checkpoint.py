@@ -24,10 +24,11 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files, run_folder
+from experiments import config_keys, files, run_folder
 from experiments.errors import RunError
 
 FOLDER = "checkpoints"
+SELECTED = "selected"  # The folder of the best epoch's network, where it is kept.
 CHECKSUM = "checksum"
 
 
@@ -58,10 +59,14 @@ class Checkpoints:
     Args:
       folder: the run folder.
       keep: how many of the newest to keep.
+      read_only: whether nothing is to be made, removed or tidied.
+      name: of the folder in it.
     """
 
-    def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
-        self._folder = folder.resolve() / FOLDER
+    def __init__(
+        self, folder: Path, keep: int, *, read_only: bool = False, name: str = FOLDER
+    ) -> None:
+        self._folder = folder.resolve() / name
         # Orbax logs much and at high levels; what matters here arrives as an exception.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
@@ -95,11 +100,14 @@ class Checkpoints:
         fingerprint: str,
         progress: dict[str, Any],
     ) -> None:
-        """Writes a checkpoint; returns when it is on disk.
+        """Writes a checkpoint; returns when it is on disk. One of this step that is there already
+        has the same bits, and is left alone.
 
         Raises:
           RunError: it cannot be written; older checkpoints stay.
         """
+        if step in self._manager.all_steps():
+            return
         manifest = dataclasses.asdict(
             Manifest(step, config.to_dict(), table.to_json(), fingerprint, progress, digest(state))
         )
@@ -150,7 +158,7 @@ class Checkpoints:
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise RunError(f"{place} is of another factorization: {differences[0]}{more}")
-        changed = arguments.differences(manifest.config, config, ignore=run_folder.MAY_CHANGE)
+        changed = config_keys.differences(manifest.config, config, ignore=run_folder.MAY_CHANGE)
         if changed:
             key, (theirs, ours) = next(iter(changed.items()))
             raise RunError(f"{place} is of another run: {key} is {theirs!r} there, {ours!r} here")

@@ -1,10 +1,11 @@
 """Finished runs gathered into settings, and settings compared seed by seed.
 
 A setting is all runs whose configs agree in everything but the seed and the keys that do not
-change what is computed (`experiments.arguments.OPERATIONAL`). Settings stand in one section of a
-report if they are of one dense network and were measured on the same images. Two settings are
-compared by the differences of runs of the same seed: with n differences of mean m and sample
-standard deviation s, the 95 % interval of Student's t is m ± t(0.975, n - 1) s / sqrt(n).
+change what is computed (`experiments.config_keys.OPERATIONAL`). Settings stand in one section of a
+report if they are of one dense network and were measured on the same examples. Two settings are
+compared by the differences of the scores (`experiments.measures`) of runs of the same seed: with n
+differences of mean m and sample standard deviation s, the 95 % interval of Student's t is
+m ± t(0.975, n - 1) s / sqrt(n).
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import arguments, files, result, setting_names
+from experiments import config_keys, files, measures, result, setting_names
 from experiments.errors import RunError
 
 FEWEST_SEEDS = 3  # for an interval, and so for any claim
 
-_FEWEST_COEFFICIENTS = 3  # of weight decay, for a study of it
-
-_MODEL = "model."  # What the keys of the dense network begin with.
+_FEWEST_COEFFICIENTS = 3  # of decay, for a study of it
 
 
 class Section(NamedTuple):
@@ -37,7 +36,8 @@ class Section(NamedTuple):
     data: str
     fingerprint: str
     split: str
-    model: tuple[tuple[str, Any], ...]  # the keys and values of the config's `model`, by key
+    model: tuple[tuple[str, Any], ...]  # the keys of the dense network and their values, by key
+    task: str
 
     @property
     def network(self) -> str:
@@ -48,6 +48,11 @@ class Section(NamedTuple):
     def title(self) -> str:
         """E.g. 'VGG-19, width 0.25 on fashion_small'."""
         return f"{self.network} on {self.data}"
+
+    @property
+    def measure(self) -> measures.Measure:
+        """What its runs are judged by."""
+        return measures.of_task(self.task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +69,19 @@ class Run:
 
     @property
     def accuracy(self) -> float:
+        """At the end, a fraction."""
         return float(self.result["final"]["accuracy"])
 
     @property
+    def score(self) -> float:
+        """What it is judged by, in the unit of its measure."""
+        return float(self.section.measure.score(self.result))
+
+    @property
     def section(self) -> Section:
-        data = self.result["data"]
-        model = tuple((key, v) for key, v in self.config.items() if key.startswith(_MODEL))
-        return Section(data["name"], data["fingerprint"], self.result["final"]["split"], model)
+        data, split = self.result["data"], self.result["final"]["split"]
+        model = tuple((k, v) for k, v in self.config.items() if setting_names.of_network(k))
+        return Section(data["name"], data["fingerprint"], split, model, self.config["task"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +117,9 @@ class Setting:
     @property
     def dense(self) -> bool:
         """Whether it is the ordinary dense network, which ratios are relative to."""
-        return self.size is None and self.runs[0].config["kind"] == "conv"
+        config = self.runs[0].config
+        ordinary = config["kind"] not in config_keys.TENSOR_KINDS
+        return self.size is None and ordinary and not setting_names.smaller_heads(config)
 
     @property
     def pruned(self) -> bool:
@@ -122,8 +135,21 @@ class Setting:
         return float(np.mean([run.result[figure] for run in self.runs]))
 
     @property
+    def scores(self) -> np.ndarray:
+        """Of each run, in the unit of the measure."""
+        return np.array([run.score for run in self.runs])
+
+    @property
     def accuracies(self) -> np.ndarray:
+        """Of each run at the end, fractions."""
         return np.array([run.accuracy for run in self.runs])
+
+    @property
+    def coefficient(self) -> tuple[str, float]:
+        """The coefficient of decay that a study varies: its key and its value."""
+        config = self.runs[0].config
+        key = setting_names.decay_key(config)
+        return key, config[key]
 
 
 class Interval(NamedTuple):
@@ -160,14 +186,15 @@ def load_run(folder: Path) -> Run:
         "parameters": int, "dense_parameters": int, "ratio": (int, float), "multiply_adds": int,
         "steps": int, "wall_time_s": (int, float), "compile_time_s": (int, float),
     }  # fmt: skip
-    for key, kind in needed.items():
-        value = content
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+    measure = measures.of_task(measures.value_at(content, "config.task"))
+    for key, kind in (needed | {measure.key: (int, float)}).items():
+        value = measures.value_at(content, key)
         if not isinstance(value, kind):
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
-    config = arguments.experiment(content["config"])
+    config = config_keys.experiment(content["config"])
     del config["seed"]
+    if not setting_names.concerned("frobenius_decay", config):
+        config["frobenius_decay"] = 0.0  # What it is set to changes nothing.
     # Each seed begins with, or replays, a run of its own, whose path differs by the seed alone.
     for key in ("start", "replay"):
         if key in config:
@@ -207,18 +234,18 @@ def settings_by_section(runs: Sequence[Run]) -> dict[Section, list[Setting]]:
 
 
 def decay_studies(settings: Sequence[Setting]) -> dict[str, list[Setting]]:
-    """Settings of a section that differ in nothing but weight decay, from three coefficients on.
+    """Settings of a section that differ in one coefficient of decay, from three of them on.
 
     Returns:
       Their labels without the coefficient, and for each its settings.
     """
     groups: dict[tuple, list[Setting]] = {}
     for setting in settings:
-        config = setting.runs[0].config
-        rest = tuple(item for item in config.items() if item[0] != "weight_decay")
-        groups.setdefault(rest, []).append(setting)
+        key, _ = setting.coefficient
+        rest = tuple(item for item in setting.runs[0].config.items() if item[0] != key)
+        groups.setdefault((key, *rest), []).append(setting)
     return {
-        group[0].label_without("weight_decay"): group
+        group[0].label_without(group[0].coefficient[0]): group
         for group in groups.values()
         if len(group) >= _FEWEST_COEFFICIENTS
     }
@@ -240,21 +267,20 @@ def t_interval(differences: Sequence[float] | np.ndarray) -> Interval | None:
 
 
 def paired_differences(setting: Setting, baseline: Setting) -> np.ndarray:
-    """Accuracy of `setting` minus accuracy of `baseline`, for each seed that both have."""
-    reference = {run.seed: run.accuracy for run in baseline.runs}
-    pairs = [(run.accuracy, reference[run.seed]) for run in setting.runs if run.seed in reference]
-    return np.array([accuracy - other for accuracy, other in pairs])
+    """Score of `setting` minus score of `baseline`, for each seed that both have."""
+    reference = {run.seed: run.score for run in baseline.runs}
+    pairs = [(run.score, reference[run.seed]) for run in setting.runs if run.seed in reference]
+    return np.array([score - other for score, other in pairs])
 
 
 def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What sets each config apart besides method, size and network, by key: see `Setting.apart`."""
-    told = {*setting_names.METHOD_KEYS, *arguments.SIZES, "replay"}
-    keys = {key for config in configs for key in config if not key.startswith(_MODEL)} - told
+    told = {*setting_names.METHOD_KEYS, *config_keys.SIZES, "replay"}
+    keys = {key for config in configs for key in config if not setting_names.of_network(key)} - told
 
     def differs(key: str) -> bool:
-        factors_alone = key in arguments.FACTOR_KEYS
-        concerned = [c for c in configs if arguments.has_factors(c) or not factors_alone]
-        return len({c.get(key) for c in concerned}) > 1
+        concerned = [config for config in configs if setting_names.concerned(key, config)]
+        return len({config.get(key) for config in concerned}) > 1
 
     differing = [key for key in sorted(keys) if differs(key)]
     last = [key.rpartition(".")[2] for key in differing]
@@ -265,7 +291,7 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         {
             key: f"{short[key]}={setting_names.as_written(config[key])}"
             for key in differing
-            if key in config
+            if key in config and setting_names.concerned(key, config)
         }
         for config in configs
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from experiments import config_keys, setting_names
 from experiments.forms import Forms
 from experiments.metrics import duration
 from experiments.result import FILE_NAME as RESULT
@@ -21,18 +22,20 @@ from experiments.state import Plan
 def heading(task: Any, plan: Plan, applied: Forms, total_steps: int, workdir: Path) -> str:
     """What is about to be trained, on what, and where."""
     config = plan.config
-    sizes = ", ".join(f"{len(labels)} {name}" for name, (_, labels) in task.splits.items())
+    sizes = ", ".join(f"{count} {name}" for name, count in task.sizes().items())
     lines = [
-        f"{config.name}: {config.model.name} of depth {config.model.depth} in {workdir}",
+        f"{config.name}: {setting_names.network_name(config_keys.flatten(config))} in {workdir}",
         f"start: {config.start}" if config.start else None,
         f"data: {task.data.name} ({sizes}) from {task.data.origin}, "
         f"fingerprint {task.data.fingerprint[:12]}",
+        *task.remarks(),
         f"parameters: {plan.parameters:,} of {plan.dense_parameters:,} dense ({plan.ratio:.2%}), "
         f"{smaller(plan)}; multiply-adds "
         f"{plan.multiply_adds / 1e6:.1f} of {plan.dense_multiply_adds / 1e6:.1f} million",
         plan.missed_ratio,
         f"forms: {applied.summary}" if applied.rows else None,
-        f"steps: {total_steps} in {config.epochs} epochs on {plan.mesh.size} "
+        f"steps: {total_steps} in {total_steps / len(task.batches(0)):g} epochs on "
+        f"{plan.mesh.size} "
         f"{jax.devices()[0].platform} device(s)",
     ]
     if config.expected_accuracy:
@@ -65,8 +68,9 @@ def closing(outcome: Result, workdir: Path) -> str:
     lines = [
         at_step_0(start) if start else None,
         f"final test accuracy {final.accuracy:.2%} (loss {final.loss:.3f}) "
-        f"after {outcome.epochs} epochs, {duration(outcome.wall_time_s)}",
-        f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch}" if best else None,
+        f"after {outcome.epochs:g} epochs, {duration(outcome.wall_time_s)}",
+        f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch:g}" if best else None,
+        *_scored(outcome),
         *_merged(outcome, workdir),
         *_replayed(outcome),
         f"diagnostics took {outcome.diagnostics_time_s / outcome.wall_time_s:.1%} of the time"
@@ -74,6 +78,16 @@ def closing(outcome: Result, workdir: Path) -> str:
         f"result: {workdir / RESULT}, plots: {workdir / 'plots'}",
     ]
     return "\n".join(filter(None, lines))
+
+
+def _scored(outcome: Result) -> Iterator[str]:
+    if scores := outcome.scores:
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {value:.2f}" if isinstance(value, float) else str(value)
+            for name, value in scores.items()
+            if name != "split"
+        )
+        yield f"{scores['split']} set: {told}"
 
 
 def _merged(outcome: Result, workdir: Path) -> Iterator[str]:

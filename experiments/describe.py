@@ -16,14 +16,12 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import arguments
+from experiments import arguments, tasks
 from experiments import start as starts
 from experiments import state as states
 from experiments.command_line import exit_code, read_config
-from experiments.data import image_set
 from experiments.mesh import on_this_machine
 from experiments.state import Plan
-from experiments.tasks.classification import Network
 
 USAGE = "Usage: python -m experiments.describe --config=configs/NAME.py[:key=value,…] [--json]"
 
@@ -36,8 +34,7 @@ def describe(config: ConfigDict) -> Plan:
       RunError: the config asks for something that does not exist or does not fit.
     """
     config = on_this_machine(arguments.settle(config))
-    entry = image_set(config.data.name)
-    network = Network.of(config, entry.num_classes, entry.image_size)
+    network = tasks.network(config)
     start = starts.load(config, network)
     table = states.resolve(config, start.params) if start else None
     return states.plan(config, network, batches_per_epoch=1, table=table)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +21,11 @@ from experiments import state as states
 from experiments.accumulation import mean_gradient, micro_batch_size
 from experiments.looping import Loop, on_cpu, written_out
 from experiments.state import Plan, TrainState
+from experiments.tasks.task import Batch, Task
 
 _MOST_STEPS = 16
 _MULTIPLY_ADDS_PER_DISPATCH = 3 * 10**11  # Seconds on a few cores.
+_NOISE_STREAM = 0x0D20  # Keeps these keys apart from those of the order and the augmentation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,36 +35,38 @@ class Dispatch:
     Attributes:
       first: the step within the epoch at which it begins.
       steps: how many.
-      batch_size: of each of them.
+      batch: the shape of the batch of each of them.
       example: where in the epoch's order the first batch begins.
     """
 
     first: int
     steps: int
-    batch_size: int
+    batch: Batch
     example: int
 
 
-def dispatches(batch_sizes: list[int], limit: int) -> list[Dispatch]:
-    """Cuts an epoch into dispatches of equal batch sizes, at most ``limit`` steps each.
+def dispatches(batches: Sequence[Batch], limit: int) -> list[Dispatch]:
+    """Cuts an epoch into dispatches of equal batches, at most ``limit`` steps each.
 
-    The largest equal cut is preferred if it is at least half the limit: each distinct length is
-    compiled once.
+    Of equal batches in a row the largest equal cut is preferred, if it is at least half the limit:
+    each distinct length is compiled once.
 
-    >>> [d.steps for d in dispatches([128] * 39, 16)]
+    >>> [d.steps for d in dispatches([Batch(128)] * 39, 16)]
     [13, 13, 13]
-    >>> [(d.steps, d.batch_size) for d in dispatches([8, 8, 8, 8, 8, 3], 2)]
+    >>> [(d.steps, d.batch.size) for d in dispatches([Batch(8)] * 5 + [Batch(3)], 2)]
     [(2, 8), (2, 8), (1, 8), (1, 3)]
     """
-    full = sum(1 for size in batch_sizes if size == batch_sizes[0])
-    limit = min(limit, full)
-    even = next((k for k in range(limit, limit // 2, -1) if full % k == 0), limit)
-    cuts = [(first, min(even, full - first)) for first in range(0, full, even)]
-    cuts += [(first, 1) for first in range(full, len(batch_sizes))]
-    return [
-        Dispatch(first, steps, batch_sizes[first], sum(batch_sizes[:first]))
-        for first, steps in cuts
-    ]
+    cuts: list[Dispatch] = []
+    first = example = 0
+    for batch, run in itertools.groupby(batches):
+        length = len(list(run))
+        most = min(limit, length)
+        even = next((k for k in range(most, most // 2, -1) if length % k == 0), most)
+        for begin in range(0, length, even):
+            steps = min(even, length - begin)
+            cuts.append(Dispatch(first, steps, batch, example))
+            first, example = first + steps, example + steps * batch.size
+    return cuts
 
 
 def loop_of(plan: Plan) -> Loop:
@@ -68,13 +74,14 @@ def loop_of(plan: Plan) -> Loop:
     return written_out if on_cpu() and not plan.batch_minor else jax.lax.scan
 
 
-def default_steps(plan: Plan) -> int:
-    """The default: sixteen where steps are scanned, one where they would be written out.
+def default_steps(plan: Plan, batches: Sequence[Batch]) -> int:
+    """The default: sixteen where steps are scanned, one where they would be written out, or where
+    batches of several shapes take turns, of which few are in a row.
 
     On a CPU, where a step may take seconds, fewer if a dispatch would be very long: a run can only
     be stopped between two.
     """
-    if loop_of(plan) is not jax.lax.scan:
+    if loop_of(plan) is not jax.lax.scan or len(set(batches)) > 1:
         return 1
     if not on_cpu():
         return _MOST_STEPS
@@ -83,16 +90,16 @@ def default_steps(plan: Plan) -> int:
     return max(1, min(_MOST_STEPS, _MULTIPLY_ADDS_PER_DISPATCH // of_step))
 
 
-def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any:
-    """Several steps of one batch size as one jitted function; the state is donated.
+def dispatch_function(task: Task, plan: Plan, steps: int, batch: Batch) -> Any:
+    """Several steps on batches of one shape as one jitted function; the state is donated.
 
     Raises:
       RunError: the batch cannot be split into ``accumulate_steps`` micro-batches.
     """
     parts = plan.config.accumulate_steps
-    part_size = micro_batch_size(batch_size, parts)
+    part = dataclasses.replace(batch, size=micro_batch_size(batch.size, parts))
     everywhere = meshes.replicated(plan.mesh)
-    part_place = meshes.batch_sharding(plan.mesh, part_size)
+    part_place = meshes.batch_sharding(plan.mesh, part.size)
     state_places = states.shardings(plan)
     loop = loop_of(plan)
 
@@ -107,20 +114,30 @@ def dispatch_function(task: Any, plan: Plan, steps: int, batch_size: int) -> Any
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
             def gradient(model_state: Any, start: jax.Array) -> tuple[Any, tuple[Any, Any]]:
-                indices = jax.lax.dynamic_slice_in_dim(order, start, part_size)
-                batch = task.batch(arrays, indices, epoch)
-                batch = jax.lax.with_sharding_constraint(batch, part_place)
+                indices = jax.lax.dynamic_slice_in_dim(order, start, part.size)
+                inputs = task.batch(arrays, indices, epoch, part)
+                inputs = jax.lax.with_sharding_constraint(inputs, part_place)
+                noise = _noise_key(plan.config.seed, epoch, start)
                 differentiated = plan.in_layout(jax.value_and_grad(task.loss, has_aux=True))
-                (_, (model_state, sums)), grads = differentiated(state.params, model_state, batch)
+                (_, (model_state, sums)), grads = differentiated(
+                    state.params, model_state, inputs, noise
+                )
                 return model_state, (grads, sums)
 
-            starts = start + part_size * jnp.arange(parts, dtype=jnp.int32)
+            starts = start + part.size * jnp.arange(parts, dtype=jnp.int32)
             model_state, grads, sums = mean_gradient(gradient, state.model_state, starts, loop)
             updates, opt_state = plan.tx.update(grads, state.opt_state, state.params)
             params = jax.tree.map(lambda p, u: p + u, state.params, updates)
             return TrainState(state.step + 1, params, model_state, opt_state), sums
 
-        starts = example + batch_size * jnp.arange(steps, dtype=jnp.int32)
+        starts = example + batch.size * jnp.arange(steps, dtype=jnp.int32)
         return loop(step, state, starts)
 
     return run
+
+
+def _noise_key(seed: int, epoch: jax.Array, start: jax.Array) -> jax.Array:
+    """The key of what is random inside the network, for the batch that begins at `start` of the
+    order of an epoch."""
+    key = jax.random.fold_in(jax.random.key(seed), _NOISE_STREAM)
+    return jax.random.fold_in(jax.random.fold_in(key, epoch), start)

@@ -19,17 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import files, inference_cost, merging, tasks
+from experiments import files, inference_cost, merging
 from experiments.command_line import exit_code
 from experiments.errors import RunError
-from experiments.finished_run import FinishedRun
+from experiments.restored_run import RestoredRun
 from experiments.result import FILE_NAME as RESULT
 
 FILE_NAME = "evaluation.json"
 USAGE = "Usage: python -m experiments.evaluate RUN…"
 
 
-def evaluate(folder: Path) -> dict[str, Any]:
+def evaluate(restored: RestoredRun) -> dict[str, Any]:
     """Compares the two forms of one finished run and writes `evaluation.json`.
 
     Returns:
@@ -37,26 +37,23 @@ def evaluate(folder: Path) -> dict[str, Any]:
       measured.
 
     Raises:
-      RunError: the run is not finished, its data is not what it was trained on, its checkpoint
-        cannot be restored, or the two forms do not agree.
+      RunError: the two forms do not agree, or the accuracy is not the one recorded.
     """
-    run = FinishedRun.read(folder)
-    task = tasks.load(run.config)
-    state = run.restore(task.network, task.data)
+    run, state = restored.run, restored.state
     try:
-        compared = merging.compare(run.config, task, state.params, state.model_state)
+        compared = merging.compare(run.config, restored.task, state.params, state.model_state)
     except RunError as error:
-        raise RunError(f"{folder}: {error}") from error
+        raise RunError(f"{run.folder}: {error}") from error
     # Training may have measured in lower precision, or on another device.
     share = 1000 if run.config.precision == "float32" else 100
     accepted = max(1.0, compared.examples / share) / compared.examples
     if abs(compared.factored.accuracy - run.accuracy) > accepted:
         raise RunError(
-            f"{folder}: accuracy {compared.factored.accuracy:.4%} here, {run.accuracy:.4%} in "
+            f"{run.folder}: accuracy {compared.factored.accuracy:.4%} here, {run.accuracy:.4%} in "
             f"{RESULT}"
         )
     found = {"split": "test", **dataclasses.asdict(compared)}
-    files.write_json(folder / FILE_NAME, found)
+    files.write_json(run.folder / FILE_NAME, found)
     return found
 
 
@@ -65,7 +62,8 @@ def run(folders: Sequence[str]) -> None:
     if not folders or any(folder.startswith("-") for folder in folders):
         raise RunError(USAGE)
     for folder in map(Path, folders):
-        found = evaluate(folder)
+        restored = RestoredRun.read(folder)
+        found = evaluate(restored)
         print(f"{folder}: {found['examples']} {found['split']} examples")
         for form in ("factored", "merged"):
             numbers = found[form]
@@ -74,7 +72,7 @@ def run(folders: Sequence[str]) -> None:
                 f"parameters {numbers['parameters']:,}"
             )
         print(f"  they agree: logits differ by {found['logit_difference']:.1e} of the largest")
-        cost = inference_cost.measure(FinishedRun.read(folder))
+        cost = inference_cost.measure(restored)
         print(cost, flush=True)
         files.write_json(folder / FILE_NAME, found | {"inference": dataclasses.asdict(cost)})
 

@@ -29,13 +29,13 @@ import jax
 import numpy as np
 
 import lowrank_jax as lrj
-from experiments import files, recipe, tasks
+from experiments import files, recipe
 from experiments.command_line import exit_code
 from experiments.data.pipeline import evaluation_batch
 from experiments.errors import RunError
-from experiments.finished_run import FinishedRun
 from experiments.merging import TOLERANCE
 from experiments.model_description import description
+from experiments.restored_run import RestoredRun
 from experiments.result import FILE_NAME as RESULT
 from experiments.state import Variables
 from lowrank_jax.tree import map_kernels
@@ -59,10 +59,9 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
       RunError: the run is not finished or damaged, its data is not at hand, what it is written to
         cannot be, or what was written does not agree with the run.
     """
-    run = FinishedRun.read(folder)
-    task = tasks.load(run.config)
-    state = run.restore(task.network, task.data)
-    variables = jax.device_get(Variables(state.params, state.model_state))
+    restored = RestoredRun.read(folder)
+    run, task = restored.run, restored.task
+    variables = jax.device_get(Variables(restored.state.params, restored.state.model_state))
     revision = files.read_json(folder / RESULT).get("commit")
     metadata = description(run.config, task, run.accuracy, revision)
     path = out or folder / FOLDER / ("program" if form == "program" else f"{form}.safetensors")

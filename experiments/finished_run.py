@@ -81,19 +81,17 @@ class FinishedRun:
         batches_per_epoch = self.step // self.config.epochs
         return states.plan(on_this_machine(self.config), network, batches_per_epoch, table)
 
-    def restore(self, network: Any, data: Data) -> TrainState:
+    def restore(self, plan: Plan, data: Data) -> TrainState:
         """The final state, factorized as it was trained.
 
         Args:
-          network: the dense network of the run, see `experiments.state.plan`.
+          plan: of the run, see `plan`.
           data: what is at hand, which must be what the run was trained on.
 
         Raises:
-          RunError: it is other data, the network is another one, or there is no checkpoint of the
-            final step that is whole.
+          RunError: it is other data, or there is no checkpoint of the final step that is whole.
         """
-        run_folder.examine(self.folder, self.config, data, run_folder.read_table(self.folder))
-        plan = self.plan(network)
+        run_folder.examine(self.folder, self.config, data, plan.table)
         checkpoints = Checkpoints(self.folder, self.config.keep_checkpoints, read_only=True)
         with contextlib.closing(checkpoints):
             state, _ = checkpoints.restore(
@@ -101,6 +99,6 @@ class FinishedRun:
                 plan.abstract,
                 config=self.config,
                 table=plan.table,
-                fingerprint=data.fingerprint,
+                fingerprint=data.identity,
             )
         return state

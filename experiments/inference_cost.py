@@ -4,11 +4,11 @@
     factored    as it was trained, every kernel applied as the run applies it (`forms.json`)
     merged      every factorized weight as the dense kernel that it stands for
 
-Timed is one call, from images to logits, both on one device, compiled, in the precision of the run:
+Timed is one call, from inputs to logits, both on one device, compiled, in the precision of the run:
 for a single example and for the batch of evaluation. The three take turns (see
 `benchmark/alternation.py`), so that a change of the machine's speed meets all of them.
 
-Where training stores its images batch-minor, each form is timed in whichever of the two layouts it
+Where training stores images batch-minor, each form is timed in whichever of the two layouts it
 is faster in: on a CPU, dense networks often are in the layout as written, factored ones in the
 other. Where merged and dense are the same network with other numbers in it, they are one compiled
 program, and what their times differ by is noise.
@@ -22,16 +22,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import run_folder
 from experiments.benchmark.alternation import Say, Turn, alternate, timed
-from experiments.data import image_set
-from experiments.finished_run import FinishedRun
 from experiments.multiply_adds import multiply_adds
 from experiments.recipe import counted_parameters
+from experiments.restored_run import RestoredRun
 from experiments.result import hardware
-from experiments.tasks.classification import Network
 
 _SECONDS = 3.0  # For the turns at one batch size, unless the fewest take longer.
 _FEWEST_TURNS, _MOST_TURNS = 3, 100
@@ -113,61 +112,57 @@ class InferenceCost:
 class _Contender:
     """A network with its variables on the device, and its compiled function by layout."""
 
-    network: Network
+    network: Any
     params: Any
     model_state: Any
     functions: Mapping[str, Callable[..., Any]]
 
-    def turn(self, layout: str, images: jax.Array) -> Turn:
+    def turn(self, layout: str, inputs: jax.Array) -> Turn:
         function = self.functions[layout]
-        return timed(lambda: jax.block_until_ready(function(self.params, self.model_state, images)))
+        return timed(lambda: jax.block_until_ready(function(self.params, self.model_state, inputs)))
 
 
-def measure(run: FinishedRun, say: Say = print) -> InferenceCost:
+def measure(restored: RestoredRun, say: Say = print) -> InferenceCost:
     """Measures the network of a finished run on the default device.
 
     Args:
-      run: its data is not needed.
+      restored: the run and its final state.
       say: where a line goes when it takes long.
 
     Raises:
-      RunError: its checkpoint cannot be restored, or a file is damaged.
+      RunError: `forms.json` is damaged.
     """
-    data = image_set(run.config.data.name)
-    network = Network.of(run.config, data.num_classes, data.image_size)
-    contenders = _contenders(run, network)
+    config, network = restored.run.config, restored.task.network
+    contenders = _contenders(restored)
     latencies: dict[str, list[Latency]] = {form: [] for form in contenders}
-    for batch_size in sorted({1, run.config.eval_batch_size}):
+    for batch_size in sorted({1, config.eval_batch_size}):
         for form, latency in _latencies(contenders, batch_size, say).items():
             latencies[form].append(latency)
     costs = {
-        form: FormCost(_count(run, form, contender.params), tuple(latencies[form]))
+        form: FormCost(_count(config, form, contender.params), tuple(latencies[form]))
         for form, contender in contenders.items()
     }
     return InferenceCost(
         hardware=hardware(),
-        precision=run.config.precision,
+        precision=config.precision,
         merged_is_dense=network.ordinary == network,
         **costs,
     )
 
 
-def _count(run: FinishedRun, form: str, params: Any) -> int:
+def _count(config: ConfigDict, form: str, params: Any) -> int:
     """Of the dense network every parameter, of a pruned one those that are left."""
-    return (
-        lrj.describe(params).parameters
-        if form == "dense"
-        else counted_parameters(run.config, params)
-    )
+    if form == "dense":
+        return lrj.describe(params).parameters
+    return counted_parameters(config, params)
 
 
-def _contenders(run: FinishedRun, network: Network) -> dict[str, _Contender]:
-    plan = run.plan(network)
-    state = run.restore(network, run.data)
-    forms = run_folder.read_forms(run.folder, plan.table)
+def _contenders(restored: RestoredRun) -> dict[str, _Contender]:
+    network, plan, state = restored.task.network, restored.plan, restored.state
+    forms = run_folder.read_forms(restored.run.folder, plan.table)
     device = jax.local_devices()[0]
 
-    def contender(network: Network, params: Any, model_state: Any) -> _Contender:
+    def contender(network: Any, params: Any, model_state: Any) -> _Contender:
         functions = {"as_written": jax.jit(network.apply)}
         if plan.batch_minor:
             functions["batch_minor"] = jax.jit(plan.in_layout(network.apply))
@@ -188,13 +183,14 @@ def _contenders(run: FinishedRun, network: Network) -> dict[str, _Contender]:
 def _latencies(
     contenders: Mapping[str, _Contender], batch_size: int, say: Say
 ) -> dict[str, Latency]:
-    example = next(iter(contenders.values())).network.example(batch_size)
-    images = jax.random.normal(jax.random.key(batch_size), example.shape, example.dtype)
+    network = next(iter(contenders.values())).network
+    example = network.example(batch_size)
+    inputs = network.random_inputs(jax.random.key(batch_size), batch_size)
     trials: dict[str, tuple[float, str]] = {}
     for form, one in contenders.items():
         same = [other for other in trials if contenders[other].functions is one.functions]
-        trials[form] = trials[same[0]] if same else _fastest(one, images)
-    turns = {form: one.turn(trials[form][1], images) for form, one in contenders.items()}
+        trials[form] = trials[same[0]] if same else _fastest(one, inputs)
+    turns = {form: one.turn(trials[form][1], inputs) for form, one in contenders.items()}
     round_seconds = sum(seconds for seconds, _ in trials.values())
     rounds = max(_FEWEST_TURNS, min(_MOST_TURNS, int(_SECONDS / round_seconds)))
     seconds = alternate(turns, rounds, say).seconds
@@ -208,11 +204,11 @@ def _latencies(
     return found
 
 
-def _fastest(contender: _Contender, images: jax.Array) -> tuple[float, str]:
+def _fastest(contender: _Contender, inputs: jax.Array) -> tuple[float, str]:
     """Seconds and layout of the shortest call, of one in each layout."""
 
     def second_call(layout: str) -> float:
-        turn = contender.turn(layout, images)
+        turn = contender.turn(layout, inputs)
         turn()  # This one compiles.
         return turn()
 

@@ -6,6 +6,9 @@ two dispatches, and takes time from training: a record that would make all of th
 `diagnostics_share` of the time so far is left out. What they took is in every record
 (`diagnostics_seconds`) and in the result.
 
+Of a network with attention the products of queries and keys and of outputs and values are measured
+as well, each head by itself; recorded is the mean over the heads of a module.
+
 To the measures of `lowrank_jax.diagnostics` comes the effective learning rate of each kernel,
 ``learning_rate / ||W||_F²``: in a network with normalization the scale of a kernel changes nothing
 but how far a step turns it. Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4; van
@@ -14,18 +17,23 @@ Laarhoven, "L2 regularization versus batch and weight normalization", 2017 (arXi
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import recipe
+from experiments import models, recipe
 from experiments.errors import RunError
 from experiments.state import Plan
 from experiments.tally import Tally
+from lowrank_jax.tree import kernels
+
+GROUPS = ("qk", "ov")
+"""The products of attention; the measures of a group are called ``"qk/frobenius_norm"``."""
 
 _DIGITS = 6  # Of the singular values in the record: there are many of them.
 
@@ -53,12 +61,18 @@ class KernelDiagnostics:
     def __init__(self, config: ConfigDict, plan: Plan, tally: Tally) -> None:
         self._every, self._share = config.diagnostics_every, config.diagnostics_share
         self._spent = tally["diagnostics"]
-        self._table = plan.table
-        if not plan.table.rows:
+        params = plan.abstract.params
+        table = plan.table
+        if not table.rows:
             try:
-                self._table = lrj.resolve(plan.abstract.params, recipe.comparison_rules(config))
+                table = lrj.resolve(params, recipe.comparison_rules(config))
             except ValueError as error:
                 raise RunError(str(error)) from error
+        self._table = recipe.measured(config, table)
+        groups = GROUPS if models.find(config.model.name).attention else ()
+        self._products = {
+            group: recipe.attention_products(config, params, group) for group in groups
+        }
 
     def due(self, before: int, after: int, elapsed: float) -> bool:
         """Whether the kernels are to be measured after a dispatch; counts those left out.
@@ -83,6 +97,8 @@ class KernelDiagnostics:
         began = time.perf_counter()
         try:
             found: dict[str, Any] = dict(lrj.diagnostics.report(params, self._table))
+            for group, products in self._products.items():
+                found |= _of_products(group, products, params)
         except ValueError as error:  # A kernel with NaN in it.
             raise RunError(str(error)) from error
         with np.errstate(divide="ignore"):
@@ -98,3 +114,20 @@ class KernelDiagnostics:
         self._spent["seconds"] += seconds
         self._spent["records"] += 1
         return KernelRecord(found, spectra, round(seconds, 4))
+
+
+def _of_products(
+    group: str, products: Sequence[lrj.Product], params: Any
+) -> dict[str, dict[str, float]]:
+    """The measures of the products of one group, by name and by the path of the module."""
+    leaves = kernels(params)
+    weights = {
+        os.path.commonpath(product.paths): product.weight(*(leaves[path] for path in product.paths))
+        for product in products
+    }
+    measured = lrj.diagnostics.report(weights)
+    del measured["spectrum"]
+    return {
+        f"{group}/{name}": {module: float(np.mean(heads)) for module, heads in values.items()}
+        for name, values in measured.items()
+    }

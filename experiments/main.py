@@ -17,8 +17,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.arguments import OPERATIONAL
 from experiments.command_line import exit_code, read_config
+from experiments.config_keys import OPERATIONAL
 from experiments.stopping import Stopped
 from experiments.train import train_and_evaluate
 

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import recipe
+from experiments import recipe, tally
 from experiments.errors import RunError
 
 TOLERANCE = 1e-4
@@ -55,7 +55,7 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
 
     Args:
       config: settled.
-      task: has ``network``, ``splits`` and ``evaluate``, see `experiments.tasks`.
+      task: has ``network``, ``splits``, ``evaluate`` and ``logits``, see `experiments.tasks`.
       params, model_state: of the trained network, arrays.
 
     Raises:
@@ -63,13 +63,16 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
     """
     split = jax.device_put(task.splits["test"])
     # In bfloat16, rounding would hide what is compared.
-    measure = jax.jit(dataclasses.replace(task, network=task.network.in_float32).evaluate)
+    in_float32 = dataclasses.replace(task, network=task.network.in_float32)
+    measure, logits_of = jax.jit(in_float32.evaluate), jax.jit(in_float32.logits)
     merged_params = lrj.merge(params)
     # Accelerators multiply in lower precision unless told otherwise; the two forms would differ.
     with jax.default_matmul_precision("highest"):
         factored = measure(params, model_state, split)
         merged = measure(merged_params, model_state, split)
-    logits, others = np.asarray(factored["logits"]), np.asarray(merged["logits"])
+        logits, others = (
+            np.asarray(logits_of(form, model_state, split)) for form in (params, merged_params)
+        )
     difference = float(np.max(np.abs(logits - others)))
     if largest := float(np.max(np.abs(logits))):
         difference /= largest
@@ -78,19 +81,15 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
             f"factored and merged logits differ by {difference:.2e} of the largest logit, more "
             f"than {TOLERANCE:.0e}"
         )
-    count = len(task.splits["test"][1])
     return Comparison(
-        examples=count,
-        factored=_scores(factored, count, recipe.counted_parameters(config, params)),
-        merged=_scores(merged, count, recipe.counted_parameters(config, merged_params)),
+        examples=int(factored["count"]),
+        factored=_scores(factored, recipe.counted_parameters(config, params)),
+        merged=_scores(merged, recipe.counted_parameters(config, merged_params)),
         logit_difference=difference,
         tolerance=TOLERANCE,
     )
 
 
-def _scores(sums: dict[str, jax.Array], count: int, parameters: int) -> Scores:
-    return Scores(
-        accuracy=int(sums["correct"]) / count,
-        loss=float(sums["loss"]) / count,
-        parameters=parameters,
-    )
+def _scores(sums: dict[str, jax.Array], parameters: int) -> Scores:
+    found = tally.means(sums)
+    return Scores(accuracy=found["accuracy"], loss=found["loss"], parameters=parameters)

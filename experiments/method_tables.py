@@ -1,5 +1,5 @@
-"""The tables of a report's section that papers print: methods down, sizes across, accuracies in it,
-the network in its corner; and compact models beside the networks that were trained for them.
+"""The tables of a report's section that papers print: methods down, sizes across, scores in it, the
+network in its corner; and compact models beside the networks that were trained for them.
 
     | VGG-19      | dense            | ratio 0.1        | ratio 0.05       |
     |-------------|-----------------:|-----------------:|-----------------:|
@@ -33,12 +33,12 @@ def method_table(settings: Sequence[Setting]) -> str:
     sizes = sorted({setting.size for setting in settings}, key=_size_place)
     cells = {(setting.method, setting.size): setting for setting in settings}
     heads = [setting_names.size_name(size) if size else "dense" for size in sizes]
-    network = settings[0].runs[0].section.network
-    rows = [f"| {network} | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
+    section = settings[0].runs[0].section
+    rows = [f"| {section.network} | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
     for method in methods:
         found = [cells.get((method, size)) for size in sizes]
         rows.append(
-            _row(method, [_accuracy(setting) if setting else _NOTHING for setting in found])
+            _row(method, [_score(setting) if setting else _NOTHING for setting in found])
         )
     for name, pruned in (("parameters", False), ("nonzero parameters, pruning", True)):
         if any(setting.pruned == pruned for setting in settings):
@@ -46,8 +46,9 @@ def method_table(settings: Sequence[Setting]) -> str:
                 [s for s in settings if s.size == size and s.pruned == pruned] for size in sizes
             ]
             rows.append(_row(name, [_parameters(column) for column in counted]))
-    split = settings[0].runs[0].section.split.capitalize()
-    notes = [f"{split} accuracy (%): mean ± standard deviation over seeds (number of seeds)."]
+    split, measure = section.split.capitalize(), section.measure
+    notes = [f"{split} {measure.label}: mean ± standard deviation over seeds (number of seeds)."]
+    notes += measure.notes([run.result for setting in settings for run in setting.runs])
     words = setting_names.explanations(methods)
     if words:
         notes.append(f"{'; '.join(words)}.")
@@ -74,7 +75,7 @@ def compact_table(settings: Sequence[Setting]) -> str:
         "into the dense kernels that they stand for. Logits differ by at most the given share of "
         "the largest.\n",
         f"| {section.network} | training parameters | compact parameters | seeds | "
-        f"{section.split} accuracy of the factors (%) | merged (%) | difference of the logits |",
+        f"{section.split} {section.measure.per_epoch} of the factors (%) | merged (%) | difference of the logits |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in [*(s for s in settings if s.dense), *merged]:
@@ -111,10 +112,10 @@ def _row(name: str, cells: Sequence[str]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _accuracy(setting: Setting) -> str:
-    percent = 100 * setting.accuracies
-    deviation = f" ± {percent.std(ddof=1):.2f}" if len(percent) > 1 else ""
-    return f"{percent.mean():.2f}{deviation} ({len(percent)})"
+def _score(setting: Setting) -> str:
+    scores = setting.scores
+    deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.2f}{deviation} ({len(scores)})"
 
 
 def _parameters(settings: Sequence[Setting]) -> str:

@@ -153,6 +153,7 @@ class Progress:
       batch_size: examples per step.
       step: steps done when the run (or its continuation) starts.
       clock: seconds, from any origin.
+      unit: what a batch has `batch_size` of.
     """
 
     def __init__(
@@ -161,7 +162,9 @@ class Progress:
         batch_size: int,
         step: int = 0,
         clock: Callable[[], float] = time.perf_counter,
+        unit: str = "examples",
     ) -> None:
+        self._unit = unit
         self._total, self._batch_size, self._clock = total_steps, batch_size, clock
         self._start: tuple[int, float] | None = None
         self._recent = [(step, clock())]
@@ -199,7 +202,7 @@ class Progress:
             if words:
                 parts.append(f"{split} {', '.join(words)}")
         if np.isfinite(self.examples_per_second):
-            parts.append(f"{self.examples_per_second:.0f} examples/s")
+            parts.append(f"{self.examples_per_second:.0f} {self._unit}/s")
         if np.isfinite(self.seconds_left):
             parts.append(f"{duration(self.seconds_left)} left")
         return "  ".join(parts)

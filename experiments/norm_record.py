@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files, run_folder
+from experiments import config_keys, files, run_folder
 from experiments.errors import RunError
 from experiments.result import Data, Replay
 from lowrank_jax.norm_replay import SMALLEST_NORM
@@ -31,7 +31,7 @@ Norms = dict[str, np.ndarray]
 
 
 # What the run that replays may do otherwise than the one that recorded.
-_MAY_DIFFER = (*arguments.OPERATIONAL, "decay", "replay")
+_MAY_DIFFER = (*config_keys.OPERATIONAL, "decay", "replay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class NormRecord:
                 f"{self.run / FILE_NAME} is the record of another model: {', '.join(apart[:3])}"
             )
         theirs = files.read_json(self.run / run_folder.CONFIG)
-        found = arguments.differences(theirs, config, ignore=_MAY_DIFFER)
+        found = config_keys.differences(theirs, config, ignore=_MAY_DIFFER)
         if found:
             key, (there, here) = next(iter(found.items()))
             raise RunError(

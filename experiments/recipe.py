@@ -6,21 +6,26 @@ published recipe: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4 and its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, models
+from experiments import config_keys, models
 from experiments.errors import RunError
 from experiments.pruning import PruningSchedule, magnitude_pruning, nonzero_parameters
+from experiments.run_length import total_steps_of
 from lowrank_jax.initializers import Initializer
 from lowrank_jax.ranks import RankRule
+from lowrank_jax.tree import map_kernels
 
 _DEPTH = {"flat": 2, "deep": 3}
+_ADAM_B2, _ADAM_EPSILON = 0.98, 1e-9  # As usual for Transformers (arXiv 1706.03762, section 5.3).
 
 
 def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
@@ -38,7 +43,7 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
     def of_rank(rank: RankRule) -> list[lrj.Rule]:
         return [lrj.Rule(chosen.pattern, rank, chosen.weight, depth=_DEPTH[config.variant])]
 
-    if not arguments.has_factors(config):
+    if not config_keys.has_factors(config):
         return []
     if config.energy:
         return of_rank(lrj.Energy(config.energy))
@@ -59,19 +64,35 @@ def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
     return [lrj.Rule(chosen.pattern, lrj.RankScale(1.0), chosen.weight)]
 
 
-def initializer(config: ConfigDict) -> Initializer:
-    """What the factors are at the start."""
+def measured(config: ConfigDict, table: lrj.Table) -> lrj.Table:
+    """The part of a table that diagnostics are about."""
+    pattern = _factorization(config).measured
+    return _part(table, pattern) if pattern else table
+
+
+def initializers(config: ConfigDict, table: lrj.Table) -> list[tuple[lrj.Table, Initializer]]:
+    """What the factors are at the start: the kernels of a table in parts, each with what makes its
+    factors."""
+    if config.init == "regular":
+        return [
+            (_part(table, pattern), init)
+            for pattern, init in _factorization(config).regular.items()
+        ]
     if config.init == "spectral":
-        return lrj.spectral(config.overcomplete)
+        return [(table, lrj.spectral(config.overcomplete))]
     if config.init == "spectral_ones":
-        return lrj.spectral_ones(config.overcomplete)
-    if config.init == "variance_matched":
-        return lrj.variance_matched()
-    return _factorization(config).regular
+        return [(table, lrj.spectral_ones(config.overcomplete))]
+    return [(table, lrj.variance_matched())]
+
+
+def _part(table: lrj.Table, pattern: str) -> lrj.Table:
+    return lrj.Table(tuple(row for row in table.rows if re.fullmatch(pattern, row.path)))
 
 
 def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by step: constant pieces, after a small constant warm-up where there is one."""
+    """Learning rate by step, see `schedule` in `configs/base.py`."""
+    if config.schedule == "inverse_sqrt":
+        return _inverse_square_root(config)
     warmup_steps = config.warmup_epochs * steps_per_epoch
     boundaries: dict[int, float] = {}
     for fraction in config.milestones:
@@ -84,23 +105,88 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([warmup, pieces], [warmup_steps])
 
 
-def decay(config: ConfigDict, ratio: float) -> optax.GradientTransformation:
-    """The decay a config names, with the coefficient `weight_decay`.
+def _inverse_square_root(config: ConfigDict) -> optax.Schedule:
+    first, peak, warmup_steps = (
+        config.warmup_learning_rate,
+        config.learning_rate,
+        config.warmup_steps,
+    )
+
+    def rate(step: Any) -> jax.Array:
+        rising = first + (peak - first) * step / warmup_steps
+        falling = peak * jnp.sqrt(warmup_steps / jnp.maximum(step, warmup_steps))
+        return jnp.where(step < warmup_steps, rising, falling)
+
+    return rate
+
+
+class Decays(NamedTuple):
+    """The two decays of a run; they meet in no parameter.
+
+    Attributes:
+      frobenius: of what decays as a product: factorized kernels under decay=frobenius, and the
+        attention products of `products.decay`.
+      plain: of everything else.
+    """
+
+    frobenius: optax.GradientTransformation
+    plain: optax.GradientTransformation
+
+
+def decays(config: ConfigDict, ratio: float, products: Sequence[lrj.Product] = ()) -> Decays:
+    """The decays a config names, with the coefficients `frobenius_decay` and `weight_decay`.
 
     Args:
       config: the settled config.
       ratio: parameters of the factorized network as a share of the dense one's (used by `crs`).
+      products: of attention, which decay as products; see `attention_products`.
     """
     coefficient = config.weight_decay
-    if config.decay == "frobenius":
-        return lrj.decay(coefficient)
-    if config.decay == "plain":
-        return optax.add_decayed_weights(coefficient)
-    others = lrj.decay(coefficient, frobenius_decay=0.0)
-    if config.decay == "none":
-        return others
-    factors = optax.masked(optax.add_decayed_weights(coefficient * ratio), _factorized_mask)
-    return optax.chain(others, factors)
+    in_products = {path for product in products for path in product.paths}
+
+    def kernels_alone(params: Any) -> Any:
+        """True for factorized kernels that are part of no product."""
+        return map_kernels(
+            lambda path, leaf: lrj.is_factorized(leaf) and path not in in_products, params
+        )
+
+    def no_kernels(params: Any) -> Any:
+        return jax.tree.map(lambda alone: not alone, kernels_alone(params))
+
+    of_products = config.frobenius_decay or coefficient
+    mask = None if config.decay == "frobenius" else no_kernels
+    plain = lrj.decay(coefficient, frobenius_decay=0.0, products=products)
+    factors = {"plain": coefficient, "crs": coefficient * ratio}.get(config.decay, 0.0)
+    if factors:
+        of_factors = optax.masked(optax.add_decayed_weights(factors), kernels_alone)
+        plain = optax.chain(plain, of_factors)
+    return Decays(lrj.decay(0.0, of_products, products, mask), plain)
+
+
+def decay(
+    config: ConfigDict, ratio: float, products: Sequence[lrj.Product] = ()
+) -> optax.GradientTransformation:
+    """Both decays, one after the other. Arguments as for `decays`."""
+    return optax.chain(*decays(config, ratio, products))
+
+
+def attention_products(config: ConfigDict, params: Any, which: str) -> tuple[lrj.Product, ...]:
+    """The products that a word of the config stands for, in the network's parameters.
+
+    Args:
+      config: the settled config.
+      params: arrays or shapes.
+      which: one of `arguments.CHOICES["products.decay"]`.
+
+    Raises:
+      RunError: the network has no attention.
+    """
+    if which == "none":
+        return ()
+    try:
+        return lrj.attention_products(params, tuple(which.split("_")))
+    except ValueError as error:
+        raise RunError(f"products of {config.model.name}: {error}") from error
 
 
 def parameters_left(config: ConfigDict, params: Any) -> int:
@@ -127,25 +213,39 @@ def optimizer(
     steps_per_epoch: int,
     ratio: float,
     norms: Mapping[str, Any] | None = None,
+    products: Sequence[lrj.Product] = (),
 ) -> optax.GradientTransformation:
-    """SGD with momentum; decay comes first, so that it passes through the momentum, and what sets
-    or records the outcome of a step last: pruning, and norms.
+    """SGD with momentum, or Adam, with decay where `decay_position` says; and what sets or records
+    the outcome of a step last: pruning, and norms.
 
     Args:
       config: the settled config.
       steps_per_epoch: of the run.
-      ratio: see `decay`.
+      ratio: see `decays`.
       norms: what a run with `replay` sets, by path of the factorized kernel.
+      products: see `decays`.
     """
     schedule = learning_rate(config, steps_per_epoch)
-    parts = [decay(config, ratio), optax.sgd(schedule, momentum=config.momentum)]
+    frobenius, plain = decays(config, ratio, products)
+    coupled, decoupled = {
+        "coupled": ([decay(config, ratio, products)], []),
+        "decoupled": ([], [frobenius, plain]),
+        "published": ([frobenius], [plain]),
+    }[config.decay_position]
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.optimizer == "adam":
+        direction = optax.scale_by_adam(b1=config.momentum, b2=_ADAM_B2, eps=_ADAM_EPSILON)
+    else:
+        direction = optax.trace(config.momentum, nesterov=config.nesterov)
+    descent = optax.chain(direction, *decoupled, optax.scale_by_learning_rate(schedule))
+    parts = [*coupled, *clip, descent]
     if config.method == "prune":
         pruned = _pruning_schedule(config, steps_per_epoch)
         parts.append(magnitude_pruning(_factorization(config).pattern, config.ratio, pruned))
     if norms is not None:
         parts.append(lrj.replay_norms(norms))
     if records_norms(config):
-        parts.append(lrj.record_norms(config.epochs * steps_per_epoch))
+        parts.append(lrj.record_norms(total_steps_of(config, steps_per_epoch)))
     return optax.chain(*parts)
 
 
@@ -161,12 +261,8 @@ def reduced_from(config: ConfigDict, steps_per_epoch: int) -> int:
 
 
 def _pruning_schedule(config: ConfigDict, steps_per_epoch: int) -> PruningSchedule:
-    return PruningSchedule.of_run(config.epochs * steps_per_epoch)
+    return PruningSchedule.of_run(total_steps_of(config, steps_per_epoch))
 
 
 def _factorization(config: ConfigDict) -> models.Factorization:
     return models.find(config.model.name).factorization(config.kind)
-
-
-def _factorized_mask(params: Any) -> Any:
-    return jax.tree.map(lrj.is_factorized, params, is_leaf=lrj.is_factorized)

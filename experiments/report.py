@@ -9,9 +9,10 @@ give the same report.
 
 Each network, on each data set (by fingerprint) and measured split, has a section of its own: the
 methods at the sizes that were asked for, every setting with its cost, differences from a baseline,
-accuracy against parameters, the time until a target accuracy, compact models beside the networks
+the score against parameters, the time until a target accuracy, compact models beside the networks
 that they were merged from, and what decay does to the kernels. Differences are taken between runs
-of the same seed; with fewer than three there is no claim.
+of the same seed; with fewer than three there is no claim. The score is what the task is judged by
+(`experiments.measures`): accuracy, or BLEU.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from experiments import files, setting_names
 from experiments.command_line import exit_code
@@ -35,6 +38,7 @@ from experiments.comparison import (
     t_interval,
 )
 from experiments.errors import RunError
+from experiments.measures import Beside
 from experiments.method_tables import compact_table, method_table
 from experiments.metrics import FILE_NAME as METRICS_FILE
 from experiments.metrics import columns, read_metrics
@@ -55,7 +59,7 @@ def report(
       out: the folder to write to.
       baseline: the setting to compare the others with: its label or a part that only it has. By
         default the first of a section, which is the dense network where there is one.
-      target: the accuracy, a fraction, to which the time is told. By default 95 % of the mean
+      target: the accuracy after an epoch, a fraction, to which the time is told. By default 95 % of the mean
         final accuracy of the section's dense network.
 
     Raises:
@@ -82,9 +86,9 @@ def report(
         parts.append(method_table(settings))
         parts.append(_cost_table(settings, section))
         parts.append(_comparisons(settings, _choose(settings, baseline)))
-        parts.append(figures.accuracies())
+        parts.append(figures.scores())
         parts.append(time_table(settings, records, curve_split, target))
-        parts.append(_starts(settings, section.split))
+        parts.append(_starts(settings, section))
         parts.append(compact_table(settings))
         parts.append(figures.mechanisms())
         parts.append(_runs(settings))
@@ -115,7 +119,7 @@ def _heading(section: Section, settings: Sequence[Setting]) -> str:
     model = ", ".join(f"{key} {setting_names.as_written(v)}" for key, v in fields.items())
     dense = sorted({run.result["dense_parameters"] for s in settings for run in s.runs})
     return (
-        f"## {section.title}, {section.split} accuracy\n\n"
+        f"## {section.title}, {section.split} {section.measure.name}\n\n"
         f"Model `{name}`, {model}; {' or '.join(f'{count:,}' for count in dense)} parameters when "
         f"dense. {_lengths(settings)} Data fingerprint `{section.fingerprint[:16]}`. Sizes are "
         "what was asked for; the parameters are what came of it.\n"
@@ -124,51 +128,69 @@ def _heading(section: Section, settings: Sequence[Setting]) -> str:
 
 def _lengths(settings: Sequence[Setting]) -> str:
     """How long was trained; several lengths are all named."""
-    configs = [(run.config, run.result["steps"]) for s in settings for run in s.runs]
-    lengths = {
-        f"{config['epochs']} epochs of batches of {config['batch_size']} ({steps:,} steps), "
-        f"protocol {config['protocol']}"
-        for config, steps in configs
-    }
+    lengths = {_length(run) for setting in settings for run in setting.runs}
     return f"Training: {'; or '.join(sorted(lengths))}."
 
 
+def _length(run: Run) -> str:
+    config, steps = run.config, run.result["steps"]
+    if config["steps"]:  # They decide, see `experiments.run_length`.
+        return (
+            f"{steps:,} steps ({run.result['epochs']:.1f} epochs) of batches of "
+            f"{config['batch_size']:,} {run.section.measure.counted}, optimizer "
+            f"{config['optimizer']}"
+        )
+    return (
+        f"{config['epochs']} epochs of batches of {config['batch_size']} ({steps:,} steps), "
+        f"protocol {config['protocol']}"
+    )
+
+
 def _cost_table(settings: Sequence[Setting], section: Section) -> str:
-    split = section.split
+    measure = section.measure
+    beside = [b for b in measure.beside if any(_values(b, setting).any() for setting in settings)]
     rows = [
         f"| {section.network} | parameters | ratio | multiply-adds | seeds "
-        f"| {split} accuracy, mean (%) | standard deviation | min – max | wall time (min) |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| {section.split} {measure.name}, mean{measure.unit} | standard deviation | min – max | "
+        f"{''.join(f'{b.name} | ' for b in beside)}wall time (min) |",
+        f"|---|--:|--:|--:|--:|--:|--:|--:|{'--:|' * len(beside)}--:|",
     ]
     for setting in settings:
-        percent = 100 * setting.accuracies
-        deviation = f"{percent.std(ddof=1):.2f}" if len(percent) > 1 else "–"
+        scores = setting.scores
+        deviation = f"{scores.std(ddof=1):.2f}" if len(scores) > 1 else "–"
+        found = [f"{_values(b, setting).mean():.{b.digits}f} | " for b in beside]
         rows.append(
             f"| {setting.label} | {setting.parameters:,}{' nonzero' if setting.pruned else ''} "
             f"| {setting.mean('ratio'):.4f} "
-            f"| {setting.mean('multiply_adds') / 1e6:.2f} M | {len(percent)} "
-            f"| {percent.mean():.2f} | {deviation} | {percent.min():.2f} – {percent.max():.2f} "
-            f"| {setting.mean('wall_time_s') / 60:.1f} |"
+            f"| {setting.mean('multiply_adds') / 1e6:.2f} M | {len(scores)} "
+            f"| {scores.mean():.2f} | {deviation} | {scores.min():.2f} – {scores.max():.2f} "
+            f"| {''.join(found)}{setting.mean('wall_time_s') / 60:.1f} |"
         )
     return "\n".join(rows) + "\n"
 
 
+def _values(beside: Beside, setting: Setting) -> np.ndarray:
+    """What stands beside the score, of each run; 0 where a run does not have it."""
+    return np.array([beside.of(run.result) or 0.0 for run in setting.runs])
+
+
 def _comparisons(settings: Sequence[Setting], baseline: Setting) -> str:
-    """Each setting against the baseline, in percentage points over common seeds."""
+    """Each setting against the baseline, in points of the score over common seeds."""
     if len(settings) == 1:
         few = len(baseline.runs) < FEWEST_SEEDS
         return f"One setting{', fewer than three seeds: no claim' if few else ''}.\n"
+    section = baseline.runs[0].section
     rows = [
-        f"Differences from **{baseline.label}** in percentage points, paired by seed, with 95 % t "
-        "intervals (each on its own, not corrected for their number):\n",
-        f"| {baseline.runs[0].section.network} | seeds in common | mean difference "
+        f"Differences from **{baseline.label}** in {section.measure.points}, paired by seed, with "
+        "95 % t intervals (each on its own, not corrected for their number):\n",
+        f"| {section.network} | seeds in common | mean difference "
         "| 95 % interval | reading |",
         "|---|--:|--:|--:|---|",
     ]
     for setting in settings:
         if setting is baseline:
             continue
-        points = 100 * paired_differences(setting, baseline)
+        points = paired_differences(setting, baseline)
         interval = t_interval(points)
         if interval is None:
             mean = f"{points.mean():+.2f}" if len(points) else "–"
@@ -207,7 +229,7 @@ def _curve_split(split: str, records: Records) -> str:
     return max((split, "validation", "test"), key=points_of)
 
 
-def _starts(settings: Sequence[Setting], split: str) -> str:
+def _starts(settings: Sequence[Setting], section: Section) -> str:
     """What trained networks lost by being factorized, and what fine-tuning gave back."""
     rows = [
         f"| {run.folder.resolve().name} | {start['run']} | {100 * start['accuracy']:.2f} "
@@ -219,7 +241,8 @@ def _starts(settings: Sequence[Setting], split: str) -> str:
     if not rows:
         return ""
     head = [
-        f"| run | trained network | its {split} accuracy (%) | factorized (%) | fine-tuned (%) |",
+        f"| run | trained network | its {section.split} {section.measure.per_epoch} (%) "
+        "| factorized (%) | fine-tuned (%) |",
         "|---|---|--:|--:|--:|",
     ]
     return "\n".join([*head, *rows]) + "\n"
@@ -230,10 +253,11 @@ def _percent(scores: Mapping[str, float] | None) -> str:
 
 
 def _runs(settings: Sequence[Setting]) -> str:
-    network = settings[0].runs[0].section.network
-    rows = ["### Runs\n", f"| run | {network} | seed | final accuracy (%) |", "|---|---|--:|--:|"]
+    section = settings[0].runs[0].section
+    score = f"{section.measure.moment} {section.measure.label}"
+    rows = ["### Runs\n", f"| run | {section.network} | seed | {score} |", "|---|---|--:|--:|"]
     rows += [
-        f"| {run.folder.resolve().name} | {setting.label} | {run.seed} | {100 * run.accuracy:.2f} |"
+        f"| {run.folder.resolve().name} | {setting.label} | {run.seed} | {run.score:.2f} |"
         for setting in settings
         for run in setting.runs
     ]

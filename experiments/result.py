@@ -1,11 +1,12 @@
 """`result.json`: what a run computed, from what, with what, and on what.
 
-    {"name", "seed", "config", "data": {"name", "origin", "fingerprint"},
+    {"name", "seed", "config", "data": {"name", "origin", "fingerprint", "vocabulary"},
      "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
      "final": {"split", "accuracy", "loss", "epoch", "step"},
-     "best": {"split", "accuracy", "epoch"} or null where no epoch was selected,
+     "best": {"split", "accuracy", "loss", "epoch"} or null where no epoch was selected,
      "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"} or null} or null,
      "compact": {"parameters", "accuracy", "loss", "logit_difference", "file"} or null,
+     "scores": {"split", "bleu", ...} or null where the task has no others than accuracy and loss,
      "replay": {"run", "largest_difference"} or null,
      "steps", "epochs", "wall_time_s", "compile_time_s", "diagnostics_time_s",
      "diagnostics_left_out", "versions", "commit", "hardware"}
@@ -44,11 +45,18 @@ _DISTRIBUTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The data set that was really loaded: its name, where it came from, and its fingerprint."""
+    """The data set that was really loaded: its name, where it came from, its fingerprint, and where
+    it is text, the digest of the vocabulary that it is encoded with."""
 
     name: str
     origin: str
     fingerprint: str
+    vocabulary: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What a network sees of it: the same for equal data in equal form."""
+        return self.fingerprint + (f"+{self.vocabulary}" if self.vocabulary else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +72,13 @@ class Final:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best accuracy seen after any epoch on `split`: the test set under protocol=published."""
+    """The best epoch by its accuracy, or by its loss, on `split`: the test set under
+    protocol=published. In older files there is no loss."""
 
     split: str
     accuracy: float
     epoch: float
+    loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +141,7 @@ class Result:
     commit: Mapping[str, Any] | None
     start: Start | None = None
     compact: Compact | None = None
+    scores: Mapping[str, Any] | None = None
     replay: Replay | None = None
 
     def as_dict(self) -> dict[str, Any]:

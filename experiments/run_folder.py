@@ -30,7 +30,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files
+from experiments import config_keys, files
 from experiments.errors import RunError
 from experiments.forms import Forms
 from experiments.result import FILE_NAME as RESULT
@@ -44,7 +44,7 @@ FORMS, FORMS_TO_READ = "forms.json", "forms.txt"
 # recorded norms are a part of the state.
 MAY_CHANGE = tuple(
     key
-    for key in arguments.OPERATIONAL
+    for key in config_keys.OPERATIONAL
     if key not in ("steps_per_dispatch", "layout", "forms", "remat", "record_norms")
     and not key.startswith("mesh.")
 )
@@ -86,7 +86,7 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
                 "give another --workdir"
             )
         return RunFolder(path, continues=False)
-    found = arguments.differences(_read_object(path / CONFIG), config, ignore=MAY_CHANGE)
+    found = config_keys.differences(_read_object(path / CONFIG), config, ignore=MAY_CHANGE)
     if found:
         words = [
             f"{key} is {theirs!r} there and {ours!r} here" for key, (theirs, ours) in found.items()
@@ -102,6 +102,12 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
                 f"{path} holds a run on other data: {there.get('name')} with fingerprint "
                 f"{str(there.get('fingerprint'))[:12]}… from {there.get('origin')}; found "
                 f"{data.fingerprint[:12]}… from {data.origin}"
+            )
+        if there.get("vocabulary") != data.vocabulary:
+            raise RunError(
+                f"{path} holds a run with another vocabulary: digest {there.get('vocabulary')} "
+                f"there, {data.vocabulary} here; the same text and vocabulary_size give the same "
+                "one with the same version of SentencePiece"
             )
     if (path / TABLE).exists():
         differences = table.differences(read_table(path))

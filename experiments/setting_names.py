@@ -3,6 +3,8 @@
     the network   ResNet-32, width 0.25
     the method    dense, regular, SI, FD, SI + FD, pruning; "regular" is regular initialization with
                   plain decay, SI spectral initialization, FD Frobenius decay
+    the products  QK and OV products: SI + FD, of the queries and keys, and the outputs and values,
+                  of attention, which the schemes are applied to as they are to factors
     the size      rank scale 0.111, ratio 0.1, energy 0.9
 
 Every function takes a flat config, {dotted key: value}.
@@ -10,16 +12,19 @@ Every function takes a flat config, {dotted key: value}.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from experiments import arguments
+from experiments import config_keys
 
 Config = Mapping[str, Any]
 Size = tuple[str, float]
-"""How large a network was asked to become: a key of `arguments.SIZES` and its value."""
+"""How large a network was asked to become: a key of `config_keys.SIZES` and its value."""
 
-METHOD_KEYS = ("method", "kind", "variant", "init", "decay")
+_HEAD_SCALE = "model.head_scale"
+
+METHOD_KEYS = ("method", "kind", "variant", "init", "decay", "products.init", "products.decay")
 """The keys that the name of a method tells all about."""
 
 _NETWORKS = {
@@ -28,7 +33,7 @@ _NETWORKS = {
     "vgg": "VGG-{depth}",
 }
 # In the order of the tables; what comes first is the usual way and has no word of its own.
-_KINDS = {"conv": "", "tensor_train": "tensor train", "tucker": "Tucker"}
+_KINDS = {"conv": "", "linear": "", "tensor_train": "tensor train", "tucker": "Tucker"}
 _VARIANTS = {"flat": "", "deep": "deep"}
 _DECAYS = {"plain": "", "none": "no decay", "crs": "CRS", "frobenius": "FD"}
 _INITS = {
@@ -37,6 +42,7 @@ _INITS = {
     "variance_matched": "variance-matched",
     "spectral_ones": "SI with ones",
 }
+_PRODUCTS = ("none", "qk", "ov", "qk_ov")
 _EXPLANATIONS = {
     "regular": "regular: regular initialization with plain weight decay of the factors",
     "SI": "SI: spectral initialization",
@@ -46,6 +52,8 @@ _EXPLANATIONS = {
     "CRS": "CRS: plain decay of the factors, scaled by the compression rate",
     "no decay": "no decay: the factors are not decayed",
     "deep": "deep: a square matrix between the two factors",
+    "QK": "QK: each attention head's product of queries and keys, initialized or decayed as one",
+    "OV": "OV: each attention head's product of outputs and values, initialized or decayed as one",
     "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
     "run",
 }
@@ -59,6 +67,9 @@ def network_name(config: Config) -> str:
       'VGG-19, width 0.25'
     """
     model, width = config["model.name"], config.get("model.width", 1)
+    if model == "transformer":
+        layers = config["model.layers"]
+        return f"Transformer {config['model.d_model']}, {layers} layer{'s' * (layers != 1)}"
     if model == "wide_resnet":
         return f"WRN-{config['model.depth']}-{10 * width:g}"
     name = _NETWORKS.get(model, model + " of depth {depth}").format(depth=config.get("model.depth"))
@@ -67,7 +78,7 @@ def network_name(config: Config) -> str:
 
 def size(config: Config) -> Size | None:
     """How large the network was asked to become; None for a dense one."""
-    return next(((key, config[key]) for key in arguments.SIZES if config.get(key)), None)
+    return next(((key, config[key]) for key in config_keys.SIZES if config.get(key)), None)
 
 
 def size_name(asked: Size) -> str:
@@ -90,6 +101,43 @@ def replays(config: Config) -> bool:
     return bool(config.get("replay"))
 
 
+def of_network(key: str) -> bool:
+    """Whether a key is of the dense network, in which what is compared agrees.
+
+    Example:
+      >>> [of_network(key) for key in ("model.depth", "model.head_scale", "rank_scale")]
+      [True, False, False]
+    """
+    return key == "vocabulary_size" or (key.startswith("model.") and key != _HEAD_SCALE)
+
+
+def smaller_heads(config: Config) -> bool:
+    """Whether the heads of attention are smaller than those of the dense network."""
+    return config.get(_HEAD_SCALE, 1.0) != 1.0
+
+
+def decay_key(config: Config) -> str:
+    """The coefficient that a study of decay varies: that of Frobenius decay where it has its own."""
+    return "frobenius_decay" if concerned("frobenius_decay", config) else "weight_decay"
+
+
+def concerned(key: str, config: Config) -> bool:
+    """Whether a key says something about a run that its other keys do not.
+
+    Those of the factors say nothing where there are none, `frobenius_decay` where it is 0
+    (as `weight_decay`) or nothing decays that way, and the size of heads where it is the usual one.
+    """
+    factors = config_keys.has_factors(config)
+    if key == "frobenius_decay":
+        products = config.get("products.decay", "none") != "none"
+        return bool(config.get(key)) and (products or (factors and config["decay"] == "frobenius"))
+    if key == _HEAD_SCALE:
+        # See `experiments.arguments.settle`.
+        usual = config["rank_scale"] if 0 < config["rank_scale"] < 1 else 1.0
+        return config.get(key, usual) != usual
+    return factors or key not in config_keys.FACTOR_KEYS
+
+
 def method_name(config: Config) -> str:
     """How the network was made small and trained.
 
@@ -99,35 +147,55 @@ def method_name(config: Config) -> str:
       'SI + FD'
     """
     kind = _KINDS.get(config["kind"], config["kind"])
-    if not arguments.has_factors(config):
-        return ", ".join(filter(None, [kind, "pruning" if pruned(config) else "dense"]))
+    if not config_keys.has_factors(config):
+        parts = [kind, "pruning" if pruned(config) else "dense", *_of_products(config)]
+        return ", ".join(filter(None, parts))
     variant = _VARIANTS.get(config["variant"], config["variant"])
     init = _INITS.get(config["init"], config["init"])
     decay = _DECAYS.get(config["decay"], config["decay"])
     apart = [decay] if decay == "no decay" else []
     joined = " + ".join(word for word in (init, decay) if word and word not in apart)
+    apart += _of_products(config)
     if replays(config):
         apart.append("norms replayed")
     return ", ".join(filter(None, [kind, variant, joined or "regular", *apart]))
 
 
 def method_order(config: Config) -> tuple[int, ...]:
-    """A sort key: dense, then regular, SI, FD, SI + FD, and pruning last."""
+    """A sort key: dense, then regular, SI, FD, SI + FD, those again with products of attention,
+    and pruning last."""
 
-    def place(key: str, words: Mapping[str, str]) -> int:
+    def place(key: str, words: Iterable[str]) -> int:
         return [*words, config.get(key)].index(config.get(key))
 
     return (
         *(int(size(config) is not None), int(pruned(config))),
         *(place("kind", _KINDS), place("variant", _VARIANTS)),
+        *(place("products.decay", _PRODUCTS), place("products.init", _PRODUCTS)),
         *(place("decay", _DECAYS), place("init", _INITS), int(replays(config))),
     )
 
 
 def explanations(methods: Iterable[str]) -> list[str]:
     """What the words of some methods' names mean, in a fixed order."""
-    words = {word for name in methods for part in name.split(", ") for word in part.split(" + ")}
+    words = {word for name in methods for word in re.split(r", | \+ |: | and | products", name)}
     return [text for word, text in _EXPLANATIONS.items() if word in words]
+
+
+def _of_products(config: Config) -> list[str]:
+    """What is done to the products of attention, such as 'QK and OV products: SI + FD'."""
+    schemes = {}
+    for group in ("qk", "ov"):
+        done = {
+            word
+            for key, word in (("products.init", "SI"), ("products.decay", "FD"))
+            if group in config.get(key, "none").split("_")
+        }
+        if done:
+            schemes[group.upper()] = " + ".join(sorted(done, reverse=True))
+    if len({*schemes.values()}) == 1:
+        return [f"{' and '.join(schemes)} products: {next(iter(schemes.values()))}"]
+    return [f"{group} products: {words}" for group, words in schemes.items()]
 
 
 def as_written(value: Any) -> str:

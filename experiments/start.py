@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, models
+from experiments import config_keys, models
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.result import Data
@@ -46,19 +46,19 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variable
         return None
     run = FinishedRun.read(config.start)
     _require_agreement(run, config)
-    state = run.restore(network, data or run.data)
+    state = run.restore(run.plan(network), data or run.data)
     return jax.device_get(Variables(lrj.merge(state.params), state.model_state))
 
 
 def _require_agreement(run: FinishedRun, config: ConfigDict) -> None:
-    apart = arguments.differences(run.config, config, ignore=())
+    apart = config_keys.differences(run.config, config, ignore=())
     found = [key for key in apart if key.startswith(_SAME)]
     if "kind" in apart and _network_fields(run.config) != _network_fields(config):
         found.append("kind")
     if found:
         words = [f"{key} is {apart[key][0]!r} there and {apart[key][1]!r} here" for key in found]
         raise RunError(f"{run.folder} cannot be the start of this run: {'; '.join(words)}")
-    if config.validation and not apart.keys().isdisjoint({"validation", "seed"}):
+    if config.get("validation") and not apart.keys().isdisjoint({"validation", "seed"}):
         raise RunError(
             f"validation={config.validation:g} and seed={config.seed} hold out images that "
             f"{run.folder}, the start, was trained on: it has validation={run.config.validation:g} "

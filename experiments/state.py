@@ -147,7 +147,9 @@ def plan(
     dense_parameters = lrj.describe(ordinary_params).parameters
     parameters = recipe.parameters_left(config, params)
     norms = {row.path: jnp.zeros(1) for row in table.rows} if config.replay else None
-    tx = recipe.optimizer(config, batches_per_epoch, parameters / dense_parameters, norms)
+    ratio = parameters / dense_parameters
+    products = recipe.attention_products(config, params, config.products.decay)
+    tx = recipe.optimizer(config, batches_per_epoch, ratio, norms, products)
     try:
         opt_state = jax.eval_shape(tx.init, params)
     except ValueError as error:
@@ -184,7 +186,9 @@ def plan(
 
 def replaying(plan: Plan, batches_per_epoch: int, norms: Mapping[str, Any]) -> Plan:
     """The plan with an optimizer that sets these norms, ``(steps,)`` by path, after each step."""
-    tx = recipe.optimizer(plan.config, batches_per_epoch, plan.ratio, norms)
+    config = plan.config
+    products = recipe.attention_products(config, plan.abstract.params, config.products.decay)
+    tx = recipe.optimizer(config, batches_per_epoch, plan.ratio, norms, products)
     return dataclasses.replace(plan, tx=tx)
 
 
@@ -230,9 +234,12 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
     init_key, factor_key = jax.random.split(key)
     dense_params, model_state = _split(jax.jit(network.init)(init_key)) if start is None else start
     try:
-        params = lrj.factorize(
-            dense_params, plan.table, recipe.initializer(plan.config), factor_key
-        )
+        params = dense_params
+        for table, init in recipe.initializers(plan.config, plan.table):
+            params = lrj.factorize(params, table, init, factor_key)
+        balanced = recipe.attention_products(plan.config, params, plan.config.products.init)
+        if balanced:
+            params = lrj.balance_products(params, balanced)
     except ValueError as error:
         raise RunError(str(error)) from error
     state = TrainState(

@@ -30,19 +30,17 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, files, recipe
+from experiments import arguments, config_keys, files, recipe, tasks
 from experiments import state as states
 from experiments.command_line import read_config
-from experiments.data import image_set
 from experiments.errors import RunError
 from experiments.grid import FolderOf
 from experiments.main import default_workdir
 from experiments.result import FILE_NAME as RESULT
 from experiments.run_folder import CONFIG, MAY_CHANGE
-from experiments.tasks.classification import Network
 
 # What the parameters that are left depend on, besides the model.
-_SIZING = ("data.name", "kind", "method", "variant", "start", *arguments.SIZES)
+_SIZING = ("data.name", "kind", "method", "variant", "start", *config_keys.SIZES)
 
 SWEEPS = Path("configs/sweeps")
 """Where a sweep that is given by its name alone is looked for, there and in the folder above."""
@@ -158,7 +156,7 @@ def plan_sweep(path: Path, out: Path, argument: str = "") -> list[SweepRun]:
         config = f"{name}:{behind}" if behind else name
         try:
             settled = _settled(config)
-            size = tuple((key, value) for key, value in arguments.flatten(settled).items()
+            size = tuple((key, value) for key, value in config_keys.flatten(settled).items()
                          if key in _SIZING or key.startswith("model."))  # fmt: skip
             if size not in remarks:
                 remarks[size] = _remark(settled)
@@ -168,7 +166,7 @@ def plan_sweep(path: Path, out: Path, argument: str = "") -> list[SweepRun]:
         folder = out / default_workdir(settled, in_name).name
         _refuse_another(folder, settled)
         runs.append(SweepRun(config, folder, remarks[size], tuple(after.values())))
-        experiments.append(tuple(arguments.experiment(settled).items()))
+        experiments.append(tuple(config_keys.experiment(settled).items()))
     _refuse_twice(path, runs, experiments, "are the same experiment")
     _refuse_twice(path, runs, [run.name for run in runs], "have the same folder name")
     return runs
@@ -232,8 +230,7 @@ def _remark(settled: ConfigDict) -> str | None:
     """
     if not settled.ratio or settled.start:
         return None
-    entry = image_set(settled.data.name)
-    network = Network.of(settled, entry.num_classes, entry.image_size)
+    network = tasks.network(settled)
     dense = jax.eval_shape(network.init, jax.random.key(0))["params"]
     params = lrj.factorize(dense, states.resolve(settled, dense))
     jax.eval_shape(recipe.optimizer(settled, 1, 1.0).init, params)  # Pruning has a say as well.
@@ -246,8 +243,8 @@ def _refuse_another(folder: Path, settled: ConfigDict) -> None:
     if not (folder / CONFIG).exists():
         return
     finished = (folder / RESULT).exists()
-    ignored = arguments.OPERATIONAL if finished else MAY_CHANGE
-    found = arguments.differences(files.read_json(folder / CONFIG), settled, ignore=ignored)
+    ignored = config_keys.OPERATIONAL if finished else MAY_CHANGE
+    found = config_keys.differences(files.read_json(folder / CONFIG), settled, ignore=ignored)
     if found:
         key, (there, here) = next(iter(found.items()))
         raise RunError(
@@ -264,8 +261,7 @@ def _settled(config: str) -> ConfigDict:
     """
     found, _ = read_config(["sweep", f"--config={config}"], flags.FlagValues(), usage="")
     settled = arguments.settle(found)
-    entry = image_set(settled.data.name)
-    Network.of(settled, entry.num_classes, entry.image_size)
+    tasks.network(settled)
     return settled
 
 

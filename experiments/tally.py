@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.result import Best, Compact, Final, Replay, Result, Start, versions
 from experiments.state import Plan
+from experiments.tasks.task import Selection, Task
 
 Tally = dict[str, Any]
 
@@ -37,6 +39,13 @@ def empty_sums() -> Tally:
     return {"loss": 0.0, "correct": 0, "examples": 0}
 
 
+def add(tally: Tally, sums: Mapping[str, Any]) -> None:
+    """Adds the sums of the steps of a dispatch, one number each."""
+    tally["loss"] += float(np.asarray(sums["loss"], np.float64).sum())
+    tally["correct"] += int(np.asarray(sums["correct"]).sum())
+    tally["examples"] += int(np.asarray(sums["count"]).sum())
+
+
 def train_means(tally: Tally) -> dict[str, float]:
     """Loss and accuracy over the steps of the epoch so far."""
     return {
@@ -45,13 +54,29 @@ def train_means(tally: Tally) -> dict[str, float]:
     }
 
 
-def note_best(tally: Tally, split: str | None, scalars: Mapping[str, float], epoch: int) -> None:
-    """Keeps the epoch if it is the best so far on the split; there may be none to select on."""
-    if split is None:
-        return
-    accuracy = scalars[f"{split}_accuracy"]
-    if tally["best"] is None or accuracy > tally["best"]["accuracy"]:
-        tally["best"] = {"split": split, "accuracy": accuracy, "epoch": epoch}
+def means(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The measures of a split, from what a task sums over it: ``loss``, ``accuracy``, and others.
+
+    >>> means({"loss": 6.0, "correct": 1, "count": 4, "logits": np.zeros((4, 2))})
+    {'loss': 1.5, 'accuracy': 0.25}
+    """
+    count = int(sums["count"])
+    names = {name: name for name in sums if np.ndim(sums[name]) == 0} | {"correct": "accuracy"}
+    return {names[name]: float(sums[name]) / count for name in names if name != "count"}
+
+
+def note_best(
+    tally: Tally, selection: Selection | None, scalars: Mapping[str, float], epoch: float
+) -> bool:
+    """Keeps the epoch if it is the best so far, and says whether it is; there may be none to select
+    on."""
+    if selection is None:
+        return False
+    found = {name: scalars[f"{selection.split}_{name}"] for name in ("accuracy", "loss")}
+    if tally["best"] is not None and not selection.better(found, tally["best"]):
+        return False
+    tally["best"] = {"split": selection.split, "epoch": epoch, **found}
+    return True
 
 
 def start_of(config: ConfigDict, plan: Plan, scalars: Mapping[str, float]) -> Start:
@@ -68,17 +93,18 @@ def start_of(config: ConfigDict, plan: Plan, scalars: Mapping[str, float]) -> St
 def result_of(
     tally: Tally,
     config: ConfigDict,
-    task: Any,
+    task: Task,
     plan: Plan,
     *,
     parameters: int,
     step: int,
     commit: Mapping[str, Any] | None,
     compact: Compact | None,
+    scores: Mapping[str, Any] | None,
     replay: Replay | None,
 ) -> Result:
     """The result of a finished run."""
-    final = tally["final"]
+    final, epochs = tally["final"], step / len(task.batches(0))
     return Result(
         name=config.name,
         seed=config.seed,
@@ -92,12 +118,12 @@ def result_of(
             split="test",
             accuracy=final["test_accuracy"],
             loss=final["test_loss"],
-            epoch=config.epochs,
+            epoch=epochs,
             step=step,
         ),
         best=Best(**tally["best"]) if tally["best"] else None,
         steps=step,
-        epochs=config.epochs,
+        epochs=epochs,
         wall_time_s=tally["wall_time_s"],
         compile_time_s=tally["compile_time_s"],
         diagnostics_time_s=tally["diagnostics"]["seconds"],
@@ -105,5 +131,6 @@ def result_of(
         commit=commit,
         start=Start(**tally["start"]) if tally["start"] else None,
         compact=compact,
+        scores=scores,
         replay=replay,
     )

@@ -1,6 +1,6 @@
 """How long training took to reach a target accuracy for the first time, beside the parameters.
 
-Accuracy is measured after each epoch, so that times are whole epochs. A record holds no clock:
+It is the accuracy that is recorded after each epoch: of images, or of target tokens. Accuracy is measured after each epoch, so that times are whole epochs. A record holds no clock:
 minutes are the run's wall time without compilation, times the share of its steps that were done.
 """
 
@@ -29,7 +29,7 @@ class Reached:
 
     epoch: float
     steps: int
-    examples: int
+    examples: int  # or tokens
     minutes: float
 
 
@@ -86,12 +86,14 @@ def time_table(
     if target is None or not records:
         return ""
     origin = f" ({DENSE_SHARE:.0%} of the dense network's mean at the end)" if given is None else ""
+    section = settings[0].runs[0].section
+    measure = section.measure
     rows = [
-        f"Until {100 * target:.2f} % {split} accuracy{origin} was first measured; means over the "
-        "runs that reached it. Accuracy is measured once an epoch. Minutes: the share of the steps "
-        "times the wall time without compilation.\n",
-        f"| {settings[0].runs[0].section.network} | parameters | runs that reached it | epochs "
-        "| steps | examples | minutes |",
+        f"Until {100 * target:.2f} % {split} {measure.per_epoch}{origin} was first measured; means "
+        "over the runs that reached it. Accuracy is measured once an epoch. Minutes: the share of "
+        "the steps times the wall time without compilation.\n",
+        f"| {section.network} | parameters | runs that reached it | epochs "
+        f"| steps | {measure.counted} | minutes |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in settings:

@@ -15,6 +15,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +41,18 @@ from experiments import mesh as meshes
 from experiments import start as starts
 from experiments import state as states
 from experiments.accumulation import micro_batch_size
-from experiments.checkpoint import Checkpoints
-from experiments.dispatch import default_steps, dispatch_function, dispatches
+from experiments.checkpoint import SELECTED, Checkpoints
+from experiments.dispatch import Dispatch, default_steps, dispatch_function, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
 from experiments.kernel_diagnostics import KernelDiagnostics, KernelRecord
 from experiments.metrics import MetricsWriter, Progress
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import commit, versions
+from experiments.run_length import epochs_left, total_steps_of
 from experiments.state import TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
+from experiments.tasks.task import Batch
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -91,13 +94,13 @@ def _train(
 
     # ---------------------------------------------------------------- the plan
     task = tasks.load(config)
-    batches = task.batches_per_epoch()
+    batches = task.batches(0)
     start = starts.load(config, task.network, task.data)
     table = None if start is None else states.resolve(config, start.params)
     plan = states.plan(config, task.network, len(batches), table)
-    total_steps = config.epochs * len(batches)
-    for batch_size in batches:
-        micro_batch_size(batch_size, config.accumulate_steps)
+    total_steps = total_steps_of(config, len(batches))
+    for size in {batch.size for batch in batches}:
+        micro_batch_size(size, config.accumulate_steps)
     profiling.check(config.profile_steps, total_steps)
     stop.leave_if_requested()
 
@@ -115,7 +118,11 @@ def _train(
     until_done.enter_context(compilation_cache.kept_in(config.compilation_cache))
     run_folder.begin(folder, config, task.data, plan.table)
     until_done.enter_context(run_folder.held(workdir))
+    for name, content in task.files().items():
+        files.write_bytes(workdir / name, content)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    selects = task.selects
+    selected = Checkpoints(workdir, 1, name=SELECTED) if selects and selects.kept else None
     latest = checkpoints.latest()
 
     # ---------------------------------------------------------------- how kernels are applied
@@ -131,7 +138,7 @@ def _train(
     stop.leave_if_requested()
     if latest is None:
         state = states.create(plan, task.network, start)
-        progress = tally.new(config.steps_per_dispatch or default_steps(plan))
+        progress = tally.new(config.steps_per_dispatch or default_steps(plan, batches))
         progress["replayed"] = None if record is None else record.digest
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
@@ -141,7 +148,7 @@ def _train(
             plan.abstract,
             config=config,
             table=plan.table,
-            fingerprint=task.data.fingerprint,
+            fingerprint=task.data.identity,
         )
         progress = tally.new(progress["steps_per_dispatch"]) | progress
         if record is not None and progress["replayed"] != record.digest:
@@ -154,39 +161,43 @@ def _train(
     everywhere = meshes.replicated(plan.mesh)
     arrays = jax.device_put(task.splits, everywhere)
     compiling = time.perf_counter()
-    # As when the run began: an interrupted epoch must be taken up at one of its own cuts.
-    cuts = dispatches(batches, progress["steps_per_dispatch"])
-    compiled = {}
-    for cut in cuts:
-        stop.leave_if_requested()
-        if (cut.steps, cut.batch_size) not in compiled:
-            function = dispatch_function(task, plan, cut.steps, cut.batch_size)
-            zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
+    zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
+    compiled: dict[tuple[int, Batch], Any] = {}
+
+    def cuts_of(epoch: int) -> list[Dispatch]:
+        # As when the run began: an interrupted epoch must be taken up at one of its own cuts.
+        left = total_steps - epoch * len(batches)
+        return dispatches(task.batches(epoch)[:left], progress["steps_per_dispatch"])
+
+    def step_function(cut: Dispatch) -> Any:
+        if (cut.steps, cut.batch) not in compiled:
+            stop.leave_if_requested()
+            began = time.perf_counter()
+            function = dispatch_function(task, plan, cut.steps, cut.batch)
             order = jax.device_put(task.order(0), everywhere)
-            compiled[cut.steps, cut.batch_size] = function.lower(
-                plan.abstract, arrays, order, zero, zero
-            ).compile()
+            lowered = function.lower(plan.abstract, arrays, order, zero, zero)
+            compiled[cut.steps, cut.batch] = lowered.compile()
+            progress["compile_time_s"] += time.perf_counter() - began
+        return compiled[cut.steps, cut.batch]
+
+    for cut in cuts_of(0):
+        step_function(cut)
     evaluate = jax.jit(plan.in_layout(task.evaluate))
-    progress["compile_time_s"] += time.perf_counter() - compiling
     say(f"compiled in {time.perf_counter() - compiling:.0f} s")
 
     def scores_of(split: str, network: TrainState | Variables) -> dict[str, float]:
-        sums = evaluate(network.params, network.model_state, arrays[split])
-        count = len(task.splits[split][1])
-        if not np.isfinite(sums["loss"]):
+        means = tally.means(evaluate(network.params, network.model_state, arrays[split]))
+        if not np.isfinite(means["loss"]):
             raise RunError(
                 f"the {split} loss is not finite after step {step}, though the parameters are; a "
                 "lower learning_rate is the first thing to try"
             )
-        return {
-            f"{split}_loss": float(sums["loss"]) / count,
-            f"{split}_accuracy": int(sums["correct"]) / count,
-        }
+        return {f"{split}_{name}": value for name, value in means.items()}
 
     # ---------------------------------------------------------------- epochs
     step = int(state.step)
     spent_before = progress["wall_time_s"]
-    pace = Progress(total_steps, config.batch_size, step)
+    pace = Progress(total_steps, config.batch_size, step, unit=task.unit)
     told = time.perf_counter()
     diagnostics = KernelDiagnostics(config, plan, progress)
     profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
@@ -194,14 +205,14 @@ def _train(
     def elapsed() -> float:
         return spent_before + time.perf_counter() - started
 
-    def save() -> None:
+    def save(into: Checkpoints, what: TrainState | Variables) -> None:
         progress["wall_time_s"] = elapsed()
-        checkpoints.save(
+        into.save(
             step,
-            state,
+            what,
             config=config,
             table=plan.table,
-            fingerprint=task.data.fingerprint,
+            fingerprint=task.data.identity,
             progress=progress,
         )
 
@@ -217,7 +228,7 @@ def _train(
         if latest is None:
             scalars = {"learning_rate": float(plan.schedule(0))}
             if start is not None:
-                for split in [name for name in task.splits if name != "train"]:
+                for split in [name for name in task.sizes() if name != "train"]:
                     before = scores_of(split, start)
                     scalars |= {f"start_{name}": value for name, value in before.items()}
                     scalars |= scores_of(split, state)
@@ -225,13 +236,14 @@ def _train(
                 progress["start"] = dataclasses.asdict(begun)
                 say(console.at_step_0(begun))
             write(0.0, scalars, diagnostics.measure(state.params, scalars["learning_rate"]))
-            save()
-        for epoch in range(step // len(batches), config.epochs):
+            save(checkpoints, state)
+        for epoch in epochs_left(step, total_steps, len(batches)):
             order = jax.device_put(task.order(epoch), everywhere)
+            cuts = cuts_of(epoch)
             for cut in cuts:
                 if epoch * len(batches) + cut.first < step:
                     continue  # Done before the interruption.
-                run = compiled[cut.steps, cut.batch_size]
+                run = step_function(cut)
                 with profile.dispatch(cut.steps):
                     state, sums = run(
                         state,
@@ -251,9 +263,7 @@ def _train(
                 if not np.isfinite(losses).all() or spoiled:
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
-                progress["loss"] += float(losses.astype(np.float64).sum())
-                progress["correct"] += int(np.asarray(sums["correct"]).sum())
-                progress["examples"] += cut.steps * cut.batch_size
+                tally.add(progress, sums)
                 pace.update(step)
                 rate = float(plan.schedule(step - 1))
                 if cut is not cuts[-1]:
@@ -266,32 +276,48 @@ def _train(
                         told = time.perf_counter()
                         say(pace.line(step, done, tally.train_means(progress)))
                     if stopping:
-                        save()
+                        save(checkpoints, state)
                         raise Stopped(f"stopped at step {step}; start again to continue")
 
             # ------------------------------------------------------------ end of an epoch
-            done = epoch + 1
+            done = step / len(batches)
             scalars = tally.train_means(progress) | {
                 "learning_rate": rate,
                 "examples_per_second": pace.examples_per_second,
             }
             progress |= tally.empty_sums()
-            if "validation" in task.splits:
+            if "validation" in task.sizes():
                 scalars |= scores_of("validation", state)
-            if last or "validation" not in task.splits:
+            if last or "validation" not in task.sizes():
                 scalars |= scores_of("test", state)
             if step >= recipe.reduced_from(config, len(batches)):
-                tally.note_best(progress, task.selects, scalars, done)
+                best = tally.note_best(progress, selects, scalars, done)
+                if best and selected is not None:
+                    save(selected, Variables(state.params, state.model_state))
             write(done, scalars, diagnostics.measure(state.params, rate) if due else None)
             say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
             stopping = stop.requested
             if last or stopping or done % config.checkpoint_every_epochs == 0:
-                save()
+                save(checkpoints, state)
             if stopping and not last:
                 raise Stopped(f"stopped at step {step}; start again to continue")
     checkpoints.close()
+
+    # ---------------------------------------------------------------- what is measured once
+    network = Variables(state.params, state.model_state)
+    if selected is not None:
+        target = Variables(plan.abstract.params, plan.abstract.model_state)
+        network, _ = selected.restore(
+            selected.latest(),
+            target,
+            config=config,
+            table=plan.table,
+            fingerprint=task.data.identity,
+        )
+        selected.close()
+    scores = task.scores(network, workdir, say)
 
     # ---------------------------------------------------------------- the result
     recorded = norm_record.write(workdir, state.opt_state) if recipe.records_norms(config) else {}
@@ -306,6 +332,7 @@ def _train(
         step=step,
         commit=revision,
         compact=merged,
+        scores=scores,
         replay=norm_record.compare(recorded, record) if record is not None else None,
     )
     plots.run_plots(workdir)

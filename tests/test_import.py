@@ -38,6 +38,7 @@ def test_importing_starts_no_backend():
 
 def test_public_names():
     assert sorted(lowrank_jax.__all__) == [
+        "AttentionLayout",
         "ChannelLowRank",
         "Energy",
         "FactorizedWeight",
@@ -45,6 +46,7 @@ def test_public_names():
         "LowRank",
         "ParamFraction",
         "Product",
+        "Projection",
         "RankScale",
         "Rule",
         "SpatialLowRank",
@@ -52,6 +54,9 @@ def test_public_names():
         "Table",
         "TensorTrain",
         "Tucker",
+        "View",
+        "attention_products",
+        "balance_products",
         "batch_minor",
         "break_even_rank",
         "conv_general_dilated",

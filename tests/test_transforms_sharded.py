@@ -19,11 +19,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lowrank_jax import LowRank, Product, SpatialLowRank, decay, frobenius_penalty
+from lowrank_jax import LowRank, Product, SpatialLowRank, View, decay, frobenius_penalty
 
 P = PartitionSpec
 PRODUCT = Product("query", "key", dimension_numbers=(((2,), (2,)), ((1,), (1,))))
-RULE = decay(0.25, 0.5, products=[PRODUCT])
+FACTORIZED = Product("query weight", "key", dimension_numbers=PRODUCT.dimension_numbers)
+WHOLE = View("fused").split(-1, (3, 4, 2))
+FUSED = Product(WHOLE.take(-3, 0), WHOLE.take(-3, 1), dimension_numbers=PRODUCT.dimension_numbers)
+PRODUCTS = [PRODUCT, FACTORIZED, FUSED]
+RULE = decay(0.25, 0.5, products=PRODUCTS)
 
 # Axis type, dtype, and tolerance: in bfloat16 a rounding of one result.
 RUNS = [
@@ -68,6 +72,11 @@ def placed() -> dict[str, tuple[Any, Any]]:
     return weights | {
         "query": (normal((16, 4, 2)), P("x", "y")),
         "key": (normal((16, 4, 2)), P("x", "y")),
+        "query weight": (
+            LowRank(normal((16, 4)), normal((4, 4, 2)), out_axes=2),
+            LowRank(P("y"), P(None, "x"), out_axes=2),
+        ),
+        "fused": (normal((16, 24)), P("x")),
         "bias": (normal((8,)), P("y")),
     }
 
@@ -84,7 +93,7 @@ def check(mesh: Mesh, dtype: Any) -> dict[str, list[Any]]:
 
     def update(updates: Any, params: Any) -> Any:
         added, _ = RULE.update(updates, RULE.init(params), params)
-        return added, frobenius_penalty(params, [PRODUCT])
+        return added, frobenius_penalty(params, PRODUCTS)
 
     zeros = jax.tree.map(jnp.zeros_like, plain)
     wanted, single = jax.jit(update)(zeros, plain)

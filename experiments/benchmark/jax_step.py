@@ -25,6 +25,7 @@ from experiments.data.pipeline import ImagePipeline
 from experiments.dispatch import default_steps, dispatch_function
 from experiments.result import Data
 from experiments.tasks.classification import Classification, Network
+from experiments.tasks.task import Batch
 
 CLASSES = 10
 IMAGE_SIZE = 32
@@ -81,14 +82,14 @@ class JaxStep:
     def __init__(self, contender: Contender) -> None:
         settled = config(contender)
         self.task = task(contender, settled)
-        self.plan = states.plan(settled, self.task.network, len(self.task.batches_per_epoch()))
+        self.plan = states.plan(settled, self.task.network, len(self.task.batches(0)))
         self.task, self.plan, chosen = forms.choose(self.task, self.plan, lambda line: None)
         everywhere = meshes.replicated(self.plan.mesh)
         self.arrays = jax.device_put(self.task.splits, everywhere)
         self.order = jax.device_put(self.task.order(0), everywhere)
         self._epoch = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
         # Turns of equal dispatches, so that one function is compiled.
-        at_most = min(default_steps(self.plan), contender.steps)
+        at_most = min(default_steps(self.plan, self.task.batches(0)), contender.steps)
         steps = next(k for k in range(at_most, 0, -1) if contender.steps % k == 0)
         self._dispatches = contender.steps // steps
         self._starts = [
@@ -96,7 +97,7 @@ class JaxStep:
             for dispatch in range(self._dispatches * _TURNS_PER_EPOCH)
         ]
         started = time.perf_counter()
-        function = dispatch_function(self.task, self.plan, steps, contender.batch_size)
+        function = dispatch_function(self.task, self.plan, steps, Batch(contender.batch_size))
         self._run = function.lower(
             self.plan.abstract, self.arrays, self.order, self._epoch, self._starts[0]
         ).compile()

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 import lowrank_jax as lrj
 from experiments.errors import RunError
-from experiments.models import projection_resnet, resnet, vgg, wide_resnet
+from experiments.models import projection_resnet, resnet, transformer, vgg, wide_resnet
 from lowrank_jax.initializers import Initializer
 
 
@@ -23,31 +23,42 @@ class Factorization(NamedTuple):
     """What the published system factorizes in a model, and how.
 
     Attributes:
-      pattern: of the paths of the kernels.
       weight: the kind of weight they become.
-      regular: what the published code starts them at without spectral initialization.
+      regular: by a pattern of the paths of the kernels, what the published code starts them at
+        without spectral initialization.
       fields: of the model, which give it these kernels.
+      measured: pattern of the paths of the kernels that diagnostics are about; '' is all of them.
     """
 
-    pattern: str
     weight: type[lrj.FactorizedWeight]
-    regular: Initializer
+    regular: Mapping[str, Initializer]
     fields: Mapping[str, Any] = {}
+    measured: str = ""
+
+    @property
+    def pattern(self) -> str:
+        """Of the paths of all the kernels."""
+        return "|".join(self.regular)
 
 
 class Entry(NamedTuple):
     """What the experiments know of a model.
 
     Attributes:
-      build: called with num_classes, dtype, remat, and the fields of `config.model`.
+      build: called with dtype, remat, what the data decide (num_classes, or the sizes of the
+        vocabularies), and the fields of `config.model`.
       statistics: what the published code normalises images by: ImageNet's mean and deviation for
         every data set, or the data set's.
       factorizations: by the word for them in a config (`kind`).
+      task: that it is for.
+      attention: whether it has attention, and so products of queries and keys, outputs and values.
     """
 
     build: Callable[..., nn.Module]
     statistics: Literal["imagenet", "data_set"]
     factorizations: Mapping[str, Factorization]
+    task: str = "classification"
+    attention: bool = False
 
     def factorization(self, kind: str) -> Factorization:
         """The factorization of a kind; one that the model does not have is a `RunError`."""
@@ -64,34 +75,53 @@ class Entry(NamedTuple):
 # PyTorch's linear layers: uniformly within 1 / sqrt(in).
 _LINEAR_UNIFORM = lrj.regular("kernel", scale=1 / 3, distribution="uniform")
 
+# As the published Transformer: every factor has the distribution of the dense kernel, uniform
+# within 0.1 or normal of deviation 0.1.
+_UNIFORM_TENTH = lrj.regular("one", scale=0.01 / 3, distribution="uniform")
+_NORMAL_TENTH = lrj.regular("one", scale=0.01)
+
 MODELS: dict[str, Entry] = {
     "projection_resnet": Entry(
         projection_resnet.ProjectionResNet,
         "data_set",
-        {"conv": Factorization(projection_resnet.FACTORIZED, lrj.SpatialLowRank, lrj.regular())},
+        {"conv": Factorization(lrj.SpatialLowRank, {projection_resnet.FACTORIZED: lrj.regular()})},
     ),
     "resnet": Entry(
         resnet.ResNet,
         "imagenet",
-        {"conv": Factorization(resnet.FACTORIZED, lrj.SpatialLowRank, lrj.regular())},
+        {"conv": Factorization(lrj.SpatialLowRank, {resnet.FACTORIZED: lrj.regular()})},
+    ),
+    "transformer": Entry(
+        transformer.Transformer,
+        "data_set",
+        {
+            "linear": Factorization(
+                lrj.LowRank,
+                {transformer.LINEAR: _UNIFORM_TENTH, transformer.EMBEDDINGS: _NORMAL_TENTH},
+                measured=transformer.FEED_FORWARD,
+            )
+        },
+        task="translation",
+        attention=True,
     ),
     "vgg": Entry(
         vgg.VGG,
         "data_set",
-        {"conv": Factorization(vgg.FACTORIZED, lrj.SpatialLowRank, lrj.regular("kernel"))},
+        {"conv": Factorization(lrj.SpatialLowRank, {vgg.FACTORIZED: lrj.regular("kernel")})},
     ),
     "wide_resnet": Entry(
         wide_resnet.WideResNet,
         "data_set",
         {
             "conv": Factorization(
-                wide_resnet.FACTORIZED, lrj.SpatialLowRank, lrj.regular("kernel", mode="fan_out")
+                lrj.SpatialLowRank,
+                {wide_resnet.FACTORIZED: lrj.regular("kernel", mode="fan_out")},
             ),
             "tensor_train": Factorization(
-                wide_resnet.POINTWISE, lrj.TensorTrain, _LINEAR_UNIFORM, {"separable": True}
+                lrj.TensorTrain, {wide_resnet.POINTWISE: _LINEAR_UNIFORM}, {"separable": True}
             ),
             "tucker": Factorization(
-                wide_resnet.POINTWISE, lrj.Tucker, _LINEAR_UNIFORM, {"separable": True}
+                lrj.Tucker, {wide_resnet.POINTWISE: _LINEAR_UNIFORM}, {"separable": True}
             ),
         },
     ),
@@ -115,25 +145,50 @@ def build(
     precision: str = "float32",
     remat: bool = False,
 ) -> nn.Module:
+    """The dense image model that a config's `model` group describes: `build_for` classification."""
+    return build_for(
+        "classification",
+        model,
+        {"num_classes": num_classes},
+        kind=kind,
+        precision=precision,
+        remat=remat,
+    )
+
+
+def build_for(
+    task: str,
+    model: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    *,
+    kind: str,
+    precision: str,
+    remat: bool,
+) -> nn.Module:
     """The dense model that a config's `model` group describes.
 
     Args:
+      task: that it is to be for.
       model: `name`, and the fields of that model, e.g. `depth` and `width`.
-      num_classes: number of logits.
-      kind: what is to be factorized in it, see `Entry`; at "conv" it is the ordinary network.
+      sizes: the fields of the model that the data decide, e.g. `num_classes`.
+      kind: what is to be factorized in it, see `Entry`; at the task's own kind ("conv", "linear")
+        it is the ordinary network.
       precision: dtype of products and activations, "float32" or "bfloat16". Parameters, batch
         statistics and logits are float32 in any case.
       remat: whether the backward pass computes the inside of the model's blocks again.
 
     Raises:
-      RunError: for an unknown model, a kind it does not have, or a field value that it refuses.
+      RunError: for an unknown model, one for another task, a kind it does not have, or a field
+        value that it refuses.
     """
     fields = dict(model)
-    entry = find(fields.pop("name"))
+    name = fields.pop("name")
+    entry = find(name)
+    if entry.task != task:
+        fitting = ", ".join(sorted(n for n, other in MODELS.items() if other.task == task))
+        raise RunError(f"model={name} is for {entry.task}; for {task} there is {fitting}")
     fields |= entry.factorization(kind).fields
     try:
-        return entry.build(
-            num_classes=num_classes, dtype=jnp.dtype(precision), remat=remat, **fields
-        )
-    except ValueError as error:
+        return entry.build(**sizes, dtype=jnp.dtype(precision), remat=remat, **fields)
+    except (TypeError, ValueError) as error:
         raise RunError(str(error)) from error

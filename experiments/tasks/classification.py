@@ -1,7 +1,6 @@
 """Image classification: batches from uint8 images on the device, cross-entropy, accuracy.
 
-A task is all that the training loop does not know: how many examples there are, what a batch is,
-what is minimized, what is measured. Under `protocol=ours` a validation split is held out of the
+Under `protocol=ours` a validation split is held out of the
 training images and the data set's own statistics normalise; `published` trains on everything,
 normalises by what the code published for the model does, ImageNet's statistics or constants for
 the data set, and keeps the partial last batch of an epoch.
@@ -10,8 +9,9 @@ the data set, and keeps the partial last batch of an epoch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from experiments.data.pipeline import (
 )
 from experiments.errors import RunError
 from experiments.result import Data
+from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen import lift
 from lowrank_jax.linen.normalization import efficient_batch_norm
 
@@ -96,6 +97,11 @@ class Network:
         shape = (batch_size, self.image_size, self.image_size, 3)
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
+    def random_inputs(self, key: jax.Array, batch_size: int) -> jax.Array:
+        """Input of the shape of `example`, to time the model with."""
+        example = self.example(batch_size)
+        return jax.random.normal(key, example.shape, example.dtype)
+
     def apply(self, params: Any, model_state: Any, images: jax.Array) -> Any:
         """Logits in evaluation mode."""
         return self.model.apply({"params": params, **model_state}, images, False)
@@ -114,7 +120,7 @@ class Classification:
       seed: of the data order and the augmentation.
       batch_size, eval_batch_size: examples per step.
       partial_batch: whether the last, smaller batch of an epoch is trained on.
-      selects: whether the best epoch is recorded, and on which split; ``None``: no selection.
+      selects: how the best epoch is found; ``None``: no selection.
     """
 
     network: Network
@@ -125,7 +131,8 @@ class Classification:
     batch_size: int
     eval_batch_size: int
     partial_batch: bool
-    selects: str | None
+    selects: Selection | None
+    unit: ClassVar[str] = "examples"
 
     @classmethod
     def load(cls, config: ConfigDict) -> Classification:
@@ -144,7 +151,7 @@ class Classification:
         )
         published = config.protocol == "published"
         splits = _split(data, config)
-        selects = "validation" if "validation" in splits else ("test" if published else None)
+        on = "validation" if "validation" in splits else ("test" if published else None)
         try:
             steps_per_epoch(len(splits["train"][1]), config.batch_size)
         except ValueError as error:
@@ -161,7 +168,7 @@ class Classification:
             cutout=config.augment.cutout,
         )
         return cls(
-            network=Network.of(config, entry.num_classes, entry.image_size),
+            network=network(config),
             pipeline=pipeline,
             data=Data(data.name, data.origin, data.fingerprint),
             splits=splits,
@@ -169,30 +176,45 @@ class Classification:
             batch_size=config.batch_size,
             eval_batch_size=config.eval_batch_size,
             partial_batch=published,
-            selects=selects,
+            selects=Selection(on, "accuracy") if on else None,
         )
 
     @property
     def train_examples(self) -> int:
         return len(self.splits["train"][1])
 
-    def batches_per_epoch(self) -> list[int]:
-        """The sizes of an epoch's batches, in order."""
-        sizes = [self.batch_size] * steps_per_epoch(self.train_examples, self.batch_size)
+    def sizes(self) -> dict[str, int]:
+        """The number of images of each split."""
+        return {split: len(labels) for split, (_, labels) in self.splits.items()}
+
+    def remarks(self) -> tuple[()]:
+        """Images have none."""
+        return ()
+
+    def files(self) -> dict[str, bytes]:
+        """Nothing is to be kept of them."""
+        return {}
+
+    def batches(self, epoch: int) -> list[Batch]:
+        """The shapes of an epoch's batches, in order: the same in each epoch."""
+        full = [Batch(self.batch_size)] * steps_per_epoch(self.train_examples, self.batch_size)
         rest = self.train_examples % self.batch_size
-        return sizes + [rest] if self.partial_batch and rest else sizes
+        return [*full, Batch(rest)] if self.partial_batch and rest else full
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the training examples in an epoch, a function of the seed alone."""
         return epoch_permutation(self.seed, epoch, self.train_examples)
 
-    def batch(self, arrays: Arrays, indices: jax.Array, epoch: jax.Array) -> Any:
+    def batch(self, arrays: Arrays, indices: jax.Array, epoch: jax.Array, shape: Batch) -> Any:
         """An augmented training batch."""
         images, labels = arrays["train"]
         return training_batch(images, labels, indices, self.seed, epoch, self.pipeline)
 
-    def loss(self, params: Any, model_state: Any, batch: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        """Mean cross-entropy; beside it the new model state and sums of metrics over the batch."""
+    def loss(
+        self, params: Any, model_state: Any, batch: Any, noise: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
+        """Mean cross-entropy; beside it the new model state and sums of metrics over the batch.
+        Nothing in these networks is random."""
         images, labels = batch
         with efficient_batch_norm():
             logits, model_state = self.network.model.apply(
@@ -200,39 +222,63 @@ class Classification:
             )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-        return jnp.mean(losses), (model_state, {"loss": jnp.sum(losses), "correct": correct})
+        sums = {"loss": jnp.sum(losses), "correct": correct, "count": jnp.int32(len(labels))}
+        return jnp.mean(losses), (model_state, sums)
 
     def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
-        """Sums over one split, every example counted once: ``loss``, ``correct``, ``logits``.
+        """Sums over one split, every example counted once.
 
         Args:
           params, model_state: of the model.
           split: images and labels on the device.
 
         Returns:
-          ``loss`` and ``correct`` summed, and ``logits`` (examples, classes) in order.
+          ``loss`` and ``correct`` summed, and ``count``.
         """
-        images, labels = split
-        indices, valid = padded_evaluation_indices(len(labels), self.eval_batch_size)
 
-        def measure(inputs: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-            batch, targets = evaluation_batch(images, labels, inputs[0], self.pipeline)
-            logits = self.network.apply(params, model_state, batch)
+        def measure(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> dict[str, Any]:
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
             hits = jnp.argmax(logits, axis=-1) == targets
             return {
-                "loss": jnp.sum(jnp.where(inputs[1], losses, 0.0)),
-                "correct": jnp.sum(jnp.where(inputs[1], hits, False)),
-                "logits": logits,
+                "loss": jnp.sum(jnp.where(valid, losses, 0.0)),
+                "correct": jnp.sum(jnp.where(valid, hits, False)),
             }
 
-        sums = jax.lax.map(measure, (jnp.asarray(indices), jnp.asarray(valid)))
-        logits = sums["logits"].reshape(-1, sums["logits"].shape[-1])[: len(labels)]
+        sums = self._over(params, model_state, split, measure)
         return {
             "loss": jnp.sum(sums["loss"]),
             "correct": jnp.sum(sums["correct"]),
-            "logits": logits,
+            "count": jnp.int32(len(split[1])),
         }
+
+    def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
+        """Logits (examples, classes) of a split, in order."""
+        logits = self._over(params, model_state, split, lambda logits, *_: logits)
+        return logits.reshape(-1, logits.shape[-1])[: len(split[1])]
+
+    def _over(self, params: Any, model_state: Any, split: Any, measure: Callable[..., Any]) -> Any:
+        """What `measure` makes of logits, labels and validity, batch by batch."""
+        images, labels = split
+        indices, valid = padded_evaluation_indices(len(labels), self.eval_batch_size)
+
+        def batch(inputs: tuple[jax.Array, jax.Array]) -> Any:
+            pixels, targets = evaluation_batch(images, labels, inputs[0], self.pipeline)
+            return measure(self.network.apply(params, model_state, pixels), targets, inputs[1])
+
+        return jax.lax.map(batch, (jnp.asarray(indices), jnp.asarray(valid)))
+
+    def scores(self, variables: Any, folder: Path, say: Callable[[str], None]) -> None:
+        """There are none beside accuracy and loss."""
+
+
+def network(config: ConfigDict) -> Network:
+    """The network of a settled config; the images need not be there.
+
+    Raises:
+      RunError: the data set or the model is unknown, or the model refuses a value.
+    """
+    entry = image_set(config.data.name)
+    return Network.of(config, entry.num_classes, entry.image_size)
 
 
 def _statistics(config: ConfigDict, entry: ImageSet, data: ImageData) -> Statistics:

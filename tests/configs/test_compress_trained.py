@@ -7,7 +7,7 @@ import json
 import pytest
 
 from configs import base, cifar_resnet, compress_trained
-from experiments import arguments
+from experiments import arguments, config_keys
 from experiments.errors import RunError
 
 ARGUMENT = "depth=20,seed=3,data=cifar100,validation=0.2,epochs=60,learning_rate=0.4,rank_scale=0"
@@ -39,7 +39,7 @@ def test_what_comes_from_the_run(run):
     assert (config.seed, config.validation, config.protocol) == (3, 0.2, "ours")
     assert (config.batch_size, config.augment.crop) == (64, 2)
     assert (config.start, config.name) == (str(run), "compress_trained")
-    assert arguments.flatten(base.get_config()).keys() == arguments.flatten(config).keys()
+    assert config_keys.flatten(base.get_config()).keys() == config_keys.flatten(config).keys()
 
 
 def test_the_recipe_of_its_own(run):
@@ -74,13 +74,13 @@ def test_arguments_override(run):
 )
 def test_one_size(argument, sizes, run):
     config = settled(run, argument)
-    assert tuple(config[size] for size in arguments.SIZES) == sizes
+    assert tuple(config[size] for size in config_keys.SIZES) == sizes
 
 
 def test_an_older_config_is_read(run):
     """Without the keys that came later, and with a width that was a whole number."""
     config = json.loads((run / "config.json").read_text())
-    old = {key: value for key, value in config.items() if key not in arguments.ADDED_LATER}
+    old = {key: value for key, value in config.items() if key not in config_keys.ADDED_LATER}
     old["model"]["width"] = 1
     (run / "config.json").write_text(json.dumps(old))
     config = settled(run)

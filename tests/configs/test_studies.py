@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import pytest
-from absl import flags
+from planned_runs import settled
 
 from configs import decay_study, distillation, norm_replay
 from experiments import arguments
-from experiments.command_line import read_config
 from experiments.describe import describe
 from experiments.errors import RunError
-from experiments.sweep_plan import find_sweep, plan_sweep
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def settled(name, argument=""):
-    """The settled configs of a study's runs, and the runs."""
-    runs = plan_sweep(find_sweep(name), Path("out"), argument)
-    configs = [
-        read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")[0] for run in runs
-    ]
-    return [arguments.flatten(arguments.settle(config)) for config in configs], runs
+pytestmark = pytest.mark.usefixtures("at_the_root")
 
 
 # Parameters of training: the published counts (CIFAR-10).

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from absl import flags
-
-from experiments import arguments
-from experiments.command_line import read_config
-from experiments.sweep_plan import find_sweep, plan_sweep
+from planned_runs import settled
 
 ROOT = Path(__file__).parents[2]
 SWEEPS = {"cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44}
 
-
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-@functools.cache
-def settled(name):
-    """The settled configs of a sweep's runs, in order."""
-    runs = plan_sweep(find_sweep(name), Path("out"))
-    found = []
-    for run in runs:
-        config, _ = read_config(["test", f"--config={run.config}"], flags.FlagValues(), "")
-        found.append(arguments.flatten(arguments.settle(config)))
-    return found
+pytestmark = pytest.mark.usefixtures("at_the_root")
 
 
 def without_seed(configs):
@@ -56,7 +37,7 @@ def test_every_sweep_is_counted_here():
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_counts(name):
-    configs = settled(name)
+    configs, _ = settled(name)
     seeds = {"compression_small": (1, 2)}.get(name, (1, 2, 3))
     assert len(configs) == SWEEPS[name]
     assert Counter(c["seed"] for c in configs) == dict.fromkeys(seeds, SWEEPS[name] // len(seeds))
@@ -68,7 +49,7 @@ def test_counts(name):
 
 def test_cifar_resnet_is_the_published_grid():
     """168 settings: 166 of their own, and two triples of runs."""
-    configs = [c for c in settled("cifar_resnet") if c["seed"] == 1]
+    configs = [c for c in settled("cifar_resnet")[0] if c["seed"] == 1]
     names = ("data.name", "model.depth", "rank_scale", "variant", "init", "decay", "weight_decay")
     found = {tuple(c[name] for name in names) for c in configs if c["rank_scale"]}
     expected = set()
@@ -103,7 +84,7 @@ def test_cifar_resnet_is_the_published_grid():
 
 
 def test_compression_is_the_published_grid():
-    configs = [c for c in settled("compression") if c["seed"] == 1]
+    configs = [c for c in settled("compression")[0] if c["seed"] == 1]
     networks = {("projection_resnet", 32, 1e-4): "resnet", ("vgg", 19, 2e-4): "vgg"}
     found = Counter()
     for c in configs:
@@ -125,7 +106,7 @@ def test_compression_is_the_published_grid():
 
 
 def test_tensor_is_the_published_grid():
-    configs = [c for c in settled("tensor") if c["seed"] == 1]
+    configs = [c for c in settled("tensor")[0] if c["seed"] == 1]
     sizes = {
         ("conv", 0.01667, 0.0), ("conv", 0.06667, 0.0), ("tensor_train", 0.0, 0.234),
         ("tensor_train", 0.0, 0.705), ("tucker", 0.0, 0.211), ("tucker", 0.0, 0.68),
@@ -145,7 +126,7 @@ def test_tensor_is_the_published_grid():
 
 
 def test_compression_small_is_six_methods_on_quarter_width_twins():
-    configs = settled("compression_small")
+    configs, _ = settled("compression_small")
     for c in configs:
         assert (c["data.name"], c["model.width"], c["validation"]) == ("fashion_small", 0.25, 0)
         assert c["epochs"] * (5000 // c["batch_size"]) == 390

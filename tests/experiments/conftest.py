@@ -1,10 +1,16 @@
-"""Keeps the tests of the experiments away from the user's cache."""
+"""Fixtures of the experiments' tests: a cache away from the user's, the tiny model, and its run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import jax
 import pytest
+import tiny_runs
+from tiny_main import ENTRY
+
+from experiments import models
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,3 +19,33 @@ def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOWRANK_JAX_DATA_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every run compiles the same few programs; they are kept for the other runs of the session."""
+    folder = tmp_path_factory.mktemp("compiled")
+    values = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def tiny(compilation_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the tiny model known."""
+    monkeypatch.setitem(models.MODELS, "tiny", ENTRY)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
+    """The folder of a finished tiny run; who changes it takes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", ENTRY)
+        return tiny_runs.train(tmp_path_factory.mktemp("finished") / "run")

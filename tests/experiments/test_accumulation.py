@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny_runs
 from ml_collections import ConfigDict
-from tiny_runs import compilation_cache, outcome, tiny  # noqa: F401
+from tiny_runs import outcome
 
 import lowrank_jax as lrj
 from experiments import mesh
@@ -21,6 +21,7 @@ from experiments.dispatch import dispatch_function, loop_of
 from experiments.errors import RunError
 from experiments.looping import Loop, written_out
 from experiments.state import Plan, TrainState
+from experiments.tasks.task import Batch
 
 X = np.random.default_rng(0).normal(size=(24, 5))
 Y = np.random.default_rng(1).normal(size=(24, 3))
@@ -33,15 +34,15 @@ FACTORS = {
 class Regression:
     """A task without coupling between examples: half the squared error of a low-rank map."""
 
-    def batch(self, arrays: Any, indices: jax.Array, epoch: jax.Array) -> Any:
+    def batch(self, arrays: Any, indices: jax.Array, epoch: jax.Array, shape: Batch) -> Any:
         return arrays[0][indices], arrays[1][indices]
 
-    def loss(self, params: Any, model_state: Any, batch: Any) -> Any:
+    def loss(self, params: Any, model_state: Any, batch: Any, noise: jax.Array) -> Any:
         x, y = batch
         errors = 0.5 * jnp.sum((lrj.dot_general(x, params, (((1,), (0,)), ((), ()))) - y) ** 2, 1)
         return jnp.mean(errors), (
             {"batches": model_state["batches"] * 10 + len(y)},
-            {"loss": jnp.sum(errors), "correct": jnp.sum(errors < 2)},
+            {"loss": jnp.sum(errors), "correct": jnp.sum(errors < 2), "count": len(y)},
         )
 
 
@@ -56,7 +57,7 @@ def one_epoch(accumulate_steps: int, batch_minor: bool) -> tuple[TrainState, Any
         state,
         places,
     )
-    config = ConfigDict({"accumulate_steps": accumulate_steps})
+    config = ConfigDict({"accumulate_steps": accumulate_steps, "seed": 1})
     plan = Plan(
         config=config,
         table=lrj.Table(()),
@@ -72,7 +73,7 @@ def one_epoch(accumulate_steps: int, batch_minor: bool) -> tuple[TrainState, Any
         dense_multiply_adds=0,
     )
     assert (loop_of(plan) is jax.lax.scan) == batch_minor
-    run = dispatch_function(Regression(), plan, steps=2, batch_size=12)
+    run = dispatch_function(Regression(), plan, steps=2, batch=Batch(12))
     arrays = (jnp.asarray(X), jnp.asarray(Y))
     return run(jax.device_put(state, places), arrays, jnp.arange(24), jnp.int32(0), jnp.int32(0))
 
@@ -112,10 +113,7 @@ def test_the_state_sees_micro_batches_in_order(loop: Loop) -> None:
     np.testing.assert_allclose(found, [((8 / 2 + 1) / 2 + 2) / 2 + 4, 14 / 3, 3], rtol=1e-6)
 
 
-def test_micro_batches_of_a_whole_run(
-    tmp_path: Path,
-    tiny: None,  # noqa: F811
-) -> None:
+def test_micro_batches_of_a_whole_run(tmp_path: Path, tiny: None) -> None:
     """With batch norm and augmentation; no example is left out or counted twice."""
     run = outcome(tiny_runs.train(tmp_path / "run", epochs=1, accumulate_steps=2))
     assert run["steps"] == 5
@@ -124,10 +122,7 @@ def test_micro_batches_of_a_whole_run(
     assert run["metrics"][-1]["train_loss"] == pytest.approx(np.log(10), rel=0.3)
 
 
-def test_a_batch_that_cannot_be_split(
-    tmp_path: Path,
-    tiny: None,  # noqa: F811
-) -> None:
+def test_a_batch_that_cannot_be_split(tmp_path: Path, tiny: None) -> None:
     """Of 1437 images in batches of 256, the last batch of an epoch has 157."""
     folder = tmp_path / "run"
     with pytest.raises(RunError, match="accumulate_steps=3 does not divide a batch of 256 exampl"):

@@ -1,14 +1,12 @@
-"""Typed config arguments, settling, and comparing configs."""
+"""Typed config arguments, and settling."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from experiments import arguments
+from experiments import arguments, config_keys
 from experiments.errors import RunError
 
 
@@ -34,7 +32,7 @@ def test_an_argument_is_a_path_a_last_part_or_a_group():
     ],
 )
 def test_values_take_the_type_of_the_default(argument, key, value):
-    found = arguments.flatten(base.get_config(argument))[key]
+    found = config_keys.flatten(base.get_config(argument))[key]
     assert found == value
     assert type(found) is type(value)
 
@@ -108,36 +106,7 @@ def test_settle_checks_what_flags_have_set():
         arguments.settle(base.get_config("variant=deep"))
 
 
-def test_differences_survive_json_and_leave_out_operational_keys():
-    config = arguments.settle(base.get_config("workdir=a,data.dir=b"))
-    saved = json.loads(json.dumps(config.to_dict()))
-    other = arguments.settle(base.get_config("workdir=c,seed=2,depth=32"))
-    assert arguments.differences(saved, config) == {}
-    assert arguments.differences(saved, other) == {"model.depth": (20, 32), "seed": (1, 2)}
-    assert arguments.differences(saved, other, ignore=("seed",))["workdir"] == ("a", "c")
-    del saved["momentum"]
-    assert arguments.differences(saved, config) == {"momentum": (None, 0.9)}
-
-
-def test_keys_added_later_mean_what_was_done_before():
-    config = arguments.settle(base.get_config())
-    old = config.to_dict()
-    for key in arguments.ADDED_LATER:
-        group, _, last = key.rpartition(".")
-        del (old[group] if group else old)[last]
-    assert arguments.differences(old, config) == {}
-    flat = arguments.flatten(arguments.settle(ConfigDict(old)))
-    assert flat == arguments.flatten(old) | arguments.ADDED_LATER
-    other = base.get_config("precision=bfloat16,accumulate_steps=2,remat")
-    assert arguments.differences(old, arguments.settle(other)) == {
-        "accumulate_steps": (1, 2),
-        "precision": ("float32", "bfloat16"),
-    }
-
-
-def test_every_listed_key_exists():
-    keys = arguments.flatten(base.get_config()).keys()
-    assert arguments.ADDED_LATER.keys() <= keys
-    assert set(arguments.OPERATIONAL) <= keys
+def test_every_key_with_a_choice_or_a_bound_exists():
+    keys = config_keys.flatten(base.get_config()).keys()
     assert set(arguments.CHOICES) <= keys
     assert set(arguments._BOUNDS) <= keys

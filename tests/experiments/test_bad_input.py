@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # noqa: F401
+from tiny_main import ENTRY
+from tiny_runs import contents, outcome, sigterm_at
 
 from experiments import describe, main, models
 from experiments.command_line import exit_code
@@ -146,8 +147,8 @@ def test_mistakes_found_before_anything_is_written(
 def test_a_rule_without_a_match_lists_near_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conv = tiny_runs.ENTRY.factorizations["conv"]._replace(pattern=r"convolution/kernel")
-    entry = tiny_runs.ENTRY._replace(factorizations={"conv": conv})
+    conv = ENTRY.factorizations["conv"]._replace(pattern=r"convolution/kernel")
+    entry = ENTRY._replace(factorizations={"conv": conv})
     monkeypatch.setitem(models.MODELS, "tiny", entry)
     with pytest.raises(RunError, match=r"convolution/kernel.*conv/kernel"):
         tiny_runs.train(tmp_path / "run")
@@ -193,7 +194,7 @@ def test_a_state_spoiled_by_the_last_step_of_an_epoch_is_not_saved(
 
 
 @pytest.fixture
-def stopped(tmp_path: Path, tiny: None) -> Path:  # noqa: F811
+def stopped(tmp_path: Path, tiny: None) -> Path:
     """A run folder of a run that was stopped after its first epoch."""
     with pytest.raises(Stopped):
         tiny_runs.train(tmp_path / "run", say=sigterm_at("compiled"))
@@ -224,14 +225,11 @@ def test_another_config_is_refused(key: str, value: Any, stopped_once: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def stopped_once(
-    tmp_path_factory: pytest.TempPathFactory,
-    compilation_cache: Path,  # noqa: F811
-) -> Path:
+def stopped_once(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:
     """One such folder for tests that must not change it."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", tiny_runs.ENTRY)
+        patch.setitem(models.MODELS, "tiny", ENTRY)
         with pytest.raises(Stopped):
             tiny_runs.train(folder, say=sigterm_at("compiled"))
     return folder
@@ -308,13 +306,9 @@ def full_disk(names: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def reference(
-    compilation_cache: Path,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", tiny_runs.ENTRY)
-        return outcome(tiny_runs.train(tmp_path_factory.mktemp("reference") / "run"))
+def reference(finished: Path) -> dict[str, Any]:
+    """What the uninterrupted run computes."""
+    return outcome(finished)
 
 
 @pytest.mark.usefixtures("tiny")

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
+from tiny_runs import contents, outcome
 
 import lowrank_jax as lrj
 from experiments import arguments
@@ -27,7 +27,7 @@ FINGERPRINT = "0123456789abcdef"
 
 
 @pytest.fixture
-def made(tiny: None) -> tuple[Plan, TrainState]:  # noqa: F811
+def made(tiny: None) -> tuple[Plan, TrainState]:
     """A plan and its state."""
     config = arguments.settle(tiny_runs.config())
     network = Network.of(config, 10, 32)

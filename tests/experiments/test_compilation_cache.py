@@ -7,15 +7,13 @@ from pathlib import Path
 import jax
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, outcome, tiny  # noqa: F401
+from tiny_runs import outcome
 
 from experiments.errors import RunError
 
 
 def test_a_second_run_compiles_nothing_anew(
-    tmp_path: Path,
-    compilation_cache: Path,  # noqa: F811
-    tiny: None,  # noqa: F811
+    tmp_path: Path, compilation_cache: Path, tiny: None
 ) -> None:
     """The keys of the session's own cache are put back behind each run."""
     folder, runs = tmp_path / "not" / "there", []
@@ -30,10 +28,7 @@ def test_a_second_run_compiles_nothing_anew(
     assert runs[0] == runs[1]
 
 
-def test_a_folder_that_cannot_be_written_to(
-    tmp_path: Path,
-    tiny: None,  # noqa: F811
-) -> None:
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, tiny: None) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*file/cache: not a directory"):
         tiny_runs.train(tmp_path / "run", compilation_cache=str(tmp_path / "file" / "cache"))

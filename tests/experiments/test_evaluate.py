@@ -9,22 +9,15 @@ from pathlib import Path
 import jax
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, contents, tiny  # noqa: F401
+from tiny_runs import contents
 
 import lowrank_jax as lrj
 from experiments import arguments, evaluate, inference_cost, mesh
 from experiments.errors import RunError
-from experiments.finished_run import FinishedRun
 from experiments.inference_cost import FormCost, InferenceCost
+from experiments.restored_run import RestoredRun
 
 pytestmark = pytest.mark.usefixtures("tiny")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:  # noqa: F811
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
-        return tiny_runs.train(tmp_path_factory.mktemp("evaluate") / "run")
 
 
 @pytest.fixture
@@ -33,7 +26,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_factored_and_merged_agree_with_the_record(run: Path) -> None:
-    found = evaluate.evaluate(run)
+    found = evaluate.evaluate(RestoredRun.read(run))
     result = json.loads((run / "result.json").read_text())
     assert found["factored"]["accuracy"] == result["final"]["accuracy"]
     assert found["factored"]["loss"] == pytest.approx(result["final"]["loss"], rel=1e-6)
@@ -50,7 +43,7 @@ def test_a_merge_that_changes_the_function_is_found(
     merge = lrj.merge
     monkeypatch.setattr(lrj, "merge", lambda p: jax.tree.map(lambda x: 1.01 * x, merge(p)))
     with pytest.raises(RunError, match="factored and merged logits differ"):
-        evaluate.evaluate(run)
+        evaluate.evaluate(RestoredRun.read(run))
 
 
 def change(run: Path, name: str, edit: object) -> None:
@@ -63,7 +56,7 @@ def change(run: Path, name: str, edit: object) -> None:
 def test_another_accuracy_than_recorded_is_found(run: Path) -> None:
     change(run, "result.json", lambda c: c["final"].update(accuracy=c["final"]["accuracy"] + 0.01))
     with pytest.raises(RunError, match=r"accuracy .* here, .* in result.json"):
-        evaluate.evaluate(run)
+        evaluate.evaluate(RestoredRun.read(run))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +78,7 @@ def test_damaged_runs_are_refused(run: Path, damage, message: str) -> None:  # t
     damage(run)
     before = contents(run)
     with pytest.raises(RunError, match=message):
-        evaluate.evaluate(run)
+        evaluate.evaluate(RestoredRun.read(run))
     assert contents(run) == before
 
 
@@ -99,7 +92,7 @@ COMPOSING = 3 * 4 * RANK * 3 * 8
 
 
 def measured(folder: Path) -> InferenceCost:
-    return inference_cost.measure(FinishedRun.read(folder), lambda line: None)
+    return inference_cost.measure(RestoredRun.read(folder), lambda line: None)
 
 
 def multiply_adds(cost: FormCost) -> dict[int, int]:

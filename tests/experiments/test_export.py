@@ -13,22 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny_runs
-from tiny_runs import compilation_cache, tiny  # noqa: F401
 
 import lowrank_jax as lrj
 from experiments import export, merging, tasks
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
+from experiments.restored_run import RestoredRun
 
 pytestmark = pytest.mark.usefixtures("tiny")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Path:  # noqa: F811
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
-        return tiny_runs.train(tmp_path_factory.mktemp("export") / "run")
 
 
 def stored_images(run: Path, count: int) -> np.ndarray:
@@ -50,9 +42,7 @@ def logits(run: Path, variables: dict, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("form", ["factored", "merged"])
 def test_files_hold_the_variables_of_the_run(finished: Path, tmp_path: Path, form: str) -> None:
     text = export.export(finished, form, tmp_path / "model")
-    run = FinishedRun.read(finished)
-    task = tasks.load(run.config)
-    state = run.restore(task.network, task.data)
+    state = RestoredRun.read(finished).state
     params = lrj.merge(state.params) if form == "merged" else state.params
     loaded = lrj.export.load(tmp_path / "model")
     assert jax.tree.structure(loaded["params"]) == jax.tree.structure(params)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, outcome, tiny  # noqa: F401
+from tiny_runs import outcome
 
 from configs import cifar_resnet
 from experiments import arguments, form_cache, form_timing, forms, run_folder
@@ -23,6 +23,7 @@ from experiments.form_cache import FormCache, Seconds
 from experiments.forms import Form, Forms
 from experiments.multiply_adds import multiply_adds
 from experiments.tasks.classification import Network
+from experiments.tasks.task import Batch
 
 CONV = "conv/kernel"  # The factorized kernel of the tiny network.
 
@@ -301,7 +302,7 @@ def test_the_compiled_step_has_the_form(monkeypatch: pytest.MonkeyPatch) -> None
         pretend(monkeypatch, composed_from)
         task, used, found = forms.choose(plain, plan, lambda line: None)
         assert found.compose == {CONV: composed_from == 0}
-        step = dispatch_function(task, used, 1, config.batch_size)
+        step = dispatch_function(task, used, 1, Batch(config.batch_size))
         zero = jax.ShapeDtypeStruct((), "int32")
         lowered = step.lower(used.abstract, plain.splits, plain.order(0), zero, zero)
         texts.append(lowered.as_text())

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, tiny  # noqa: F401
 
 import lowrank_jax as lrj
 from experiments import state as states
 from experiments import tally, tasks
 from experiments.arguments import settle
 from experiments.errors import RunError
-from experiments.finished_run import FinishedRun
 from experiments.kernel_diagnostics import KernelDiagnostics
+from experiments.restored_run import RestoredRun
 
 STEPS = 10
 
@@ -110,9 +109,7 @@ def check_compact(folder: Path, result: dict[str, Any], closing: str) -> None:
     assert 0 <= compact["logit_difference"] <= 1e-4
     assert f"with {compact['parameters']:,} parameters instead of" in closing
     loaded = lrj.export.load(folder / compact["file"])
-    run = FinishedRun.read(folder)
-    task = tasks.load(run.config)
-    trained = run.restore(task.network, task.data)
+    trained = RestoredRun.read(folder).state
     weight = trained.params["conv"]["kernel"]
     kernel = np.einsum(
         "xwir,hyro->hwio", np.asarray(weight.u, np.float64), np.asarray(weight.vt, np.float64)

@@ -12,6 +12,7 @@ from experiments import mesh as meshes
 from experiments import state as states
 from experiments.errors import RunError
 from experiments.layout import is_batch_minor
+from experiments.tasks.task import Batch
 
 
 def test_where_it_applies():
@@ -34,7 +35,7 @@ def planned(layout):
     text = f"data=digits,model.depth=8,rank_scale=0.3,batch_size=8,layout={layout}"
     config = arguments.settle(base.get_config(text))
     task = tasks.load(config)
-    return task, states.plan(config, task.network, len(task.batches_per_epoch()))
+    return task, states.plan(config, task.network, len(task.batches(0)))
 
 
 @pytest.mark.slow  # Runs in both layouts are compared in test_train.py.
@@ -43,7 +44,7 @@ def test_a_step_in_both_layouts():
     for layout in ("batch_minor", "as_written"):
         task, plan = planned(layout)
         assert plan.batch_minor == (layout == "batch_minor")
-        run = dispatch.dispatch_function(task, plan, 1, 8)
+        run = dispatch.dispatch_function(task, plan, 1, Batch(8))
         state = states.create(plan, task.network)
         zero = jnp.zeros((), jnp.int32)
         outcomes.append(run(state, task.splits, task.order(0), zero, zero))
@@ -52,6 +53,9 @@ def test_a_step_in_both_layouts():
 
 
 def test_steps_per_dispatch():
-    _, scanned = planned("batch_minor")
+    task, scanned = planned("batch_minor")
     _, written_out = planned("as_written")
-    assert dispatch.default_steps(scanned) > dispatch.default_steps(written_out) == 1
+    batches = task.batches(0)
+    assert dispatch.default_steps(scanned, batches) > 1
+    assert dispatch.default_steps(written_out, batches) == 1
+    assert dispatch.default_steps(scanned, [*batches, Batch(8, length=16)]) == 1

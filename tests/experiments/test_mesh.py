@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny_runs
 from jax.sharding import AbstractMesh, PartitionSpec
-from tiny_runs import compilation_cache, tiny  # noqa: F401
 
 from experiments import mesh as meshes
 from experiments.errors import RunError
@@ -88,19 +87,16 @@ def test_parameter_shardings(
 _ON_EIGHT_DEVICES = """
 import sys
 from pathlib import Path
-import jax, tiny_runs
+import jax, tiny_main, tiny_runs
 from experiments import models
 assert jax.device_count() == 8
-models.MODELS["tiny"] = tiny_runs.ENTRY
+models.MODELS["tiny"] = tiny_main.ENTRY
 tiny_runs.train(Path(sys.argv[1]), epochs=1, mesh__fsdp=2, mesh__tensor=2)
 """
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_same_losses_on_one_and_on_eight_devices(
-    tmp_path: Path,
-    compilation_cache: Path,  # noqa: F811
-) -> None:
+def test_the_same_losses_on_one_and_on_eight_devices(tmp_path: Path) -> None:
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",

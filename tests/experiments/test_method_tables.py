@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import write_run
 
 from configs import cifar_resnet, compression, tensor
-from experiments import arguments, comparison, report, setting_names
+from experiments import arguments, comparison, config_keys, report, setting_names
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 from experiments.result import Compact
@@ -91,7 +91,7 @@ def rows_of(text):
     ],
 )  # fmt: skip
 def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, size):
-    config = arguments.flatten(arguments.settle(configs.get_config(argument)))
+    config = config_keys.flatten(arguments.settle(configs.get_config(argument)))
     assert setting_names.method_name(config) == method
     asked = setting_names.size(config)
     assert (setting_names.size_name(asked) if asked else None) == size
@@ -109,7 +109,7 @@ def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, si
     ],
 )
 def test_networks_are_named_with_their_width(configs, argument, name):
-    config = arguments.flatten(arguments.settle(configs.get_config(argument)))
+    config = config_keys.flatten(arguments.settle(configs.get_config(argument)))
     assert setting_names.network_name(config) == name
 
 

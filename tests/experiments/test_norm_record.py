@@ -14,16 +14,17 @@ import numpy as np
 import optax
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, sigterm_at, tiny  # noqa: F401
+from tiny_main import ENTRY
+from tiny_runs import sigterm_at
 
 import lowrank_jax as lrj
-from experiments import norm_record, tasks
+from experiments import models, norm_record
 from experiments import state as states
 from experiments.arguments import settle
 from experiments.divergence import diverged
 from experiments.errors import RunError
-from experiments.finished_run import FinishedRun
 from experiments.norm_record import NormRecord
+from experiments.restored_run import RestoredRun
 from experiments.result import Data
 from experiments.run_folder import read_table
 from experiments.stopping import Stopped
@@ -38,7 +39,7 @@ STEPS = 10
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with Frobenius decay strong enough to show, and the norms of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
+        patch.setitem(models.MODELS, "tiny", ENTRY)
         folder = tmp_path_factory.mktemp("recorded") / "run"
         return tiny_runs.train(folder, "decay=frobenius,weight_decay=0.01,record_norms=True")
 
@@ -50,9 +51,7 @@ def norms_of(folder: Path) -> dict[str, np.ndarray]:
 
 def final_norms(folder: Path) -> dict[str, float]:
     """The norms of the dense kernels in the last checkpoint, in float64."""
-    run = FinishedRun.read(folder)
-    task = tasks.load(run.config)
-    params = run.restore(task.network, task.data).params
+    params = RestoredRun.read(folder).state.params
     kernels = lrj.merge(params)
     rows = lrj.describe(params).rows
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import compilation_cache, outcome, sigterm_at, tiny  # noqa: F401
+from tiny_runs import outcome, sigterm_at
 
 from experiments.errors import RunError
 from experiments.profiling import Profile
@@ -49,8 +49,7 @@ def test_dispatches_with_a_step_of_the_window_are_traced(
 
 @pytest.mark.slow
 def test_a_run_that_is_continued_inside_the_window(
-    tmp_path: Path,
-    tiny: None,  # noqa: F811
+    tmp_path: Path, finished: Path, tiny: None
 ) -> None:
     folder, lines = tmp_path / "run", []
 
@@ -71,13 +70,10 @@ def test_a_run_that_is_continued_inside_the_window(
     assert list((folder / "profile").rglob("*.xplane.pb"))
     assert list((folder / "profile").rglob("*.trace.json.gz"))
     # The trace is no part of what is computed.
-    assert outcome(folder) == outcome(tiny_runs.train(tmp_path / "plain"))
+    assert outcome(folder) == outcome(finished)
 
 
-def test_a_window_outside_the_run(
-    tmp_path: Path,
-    tiny: None,  # noqa: F811
-) -> None:
+def test_a_window_outside_the_run(tmp_path: Path, tiny: None) -> None:
     with pytest.raises(RunError, match=r"profile_steps=8,11 .* has 10 steps: expected 1 <= FIRST"):
         tiny_runs.train(tmp_path / "run", profile_steps=(8, 11))
     for window in ((3, 2), (0, 2), (1,), (1.5, 2)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_runs
-from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # noqa: F401
+from tiny_runs import contents, outcome, sigterm_at
 
 from experiments import tasks
 from experiments import train as training
@@ -20,14 +20,9 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")
-def reference(
-    compilation_cache: Path,  # noqa: F811
-    tmp_path_factory: pytest.TempPathFactory,
-) -> dict[str, Any]:
+def reference(finished: Path) -> dict[str, Any]:
     """What the uninterrupted run computes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
-        return outcome(tiny_runs.train(tmp_path_factory.mktemp("reference") / "run"))
+    return outcome(finished)
 
 
 def at_call(number: int, function: Any, action: Any) -> Any:
@@ -50,10 +45,7 @@ def sigterm() -> None:
 
 @pytest.mark.parametrize("kill", ["config", "manifest", "commit"])
 def test_killed_between_two_writes(
-    kill: str,
-    reference: dict[str, Any],
-    tmp_path: Path,
-    compilation_cache: Path,  # noqa: F811
+    kill: str, reference: dict[str, Any], tmp_path: Path, compilation_cache: Path
 ) -> None:
     folder = tmp_path / "run"
     process = tiny_runs.start(folder, f"--kill={kill}", cache=compilation_cache)
@@ -68,9 +60,7 @@ def test_killed_between_two_writes(
 
 
 def test_killed_from_outside_twice(
-    reference: dict[str, Any],
-    tmp_path: Path,
-    compilation_cache: Path,  # noqa: F811
+    reference: dict[str, Any], tmp_path: Path, compilation_cache: Path
 ) -> None:
     """While it compiles, and after its first epoch; an independent process runs to the end."""
     folder = tmp_path / "run"
@@ -167,9 +157,7 @@ def test_sigterm_at_every_other_moment(
 
 
 def test_sigterm_of_the_process_exits_0(
-    reference: dict[str, Any],
-    tmp_path: Path,
-    compilation_cache: Path,  # noqa: F811
+    reference: dict[str, Any], tmp_path: Path, compilation_cache: Path
 ) -> None:
     folder = tmp_path / "run"
     process = tiny_runs.start(folder, cache=compilation_cache)
@@ -227,9 +215,7 @@ def test_checkpoints_every_other_epoch_lose_at_most_those_epochs(
     assert outcome(folder) == reference
 
 
-def test_a_finished_run_started_again_changes_nothing(
-    tmp_path: Path,
-) -> None:
+def test_a_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
     folder = tiny_runs.train(tmp_path / "run")
     before = contents(folder)
     lines: list[str] = []

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import tiny_runs
 from ml_collections import ConfigDict
-from tiny_runs import compilation_cache, contents, outcome, sigterm_at, tiny  # noqa: F401
+from tiny_main import ENTRY
+from tiny_runs import contents, outcome, sigterm_at
 
 import lowrank_jax as lrj
 from configs import compress_trained
@@ -27,6 +28,7 @@ from experiments import state as states
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.metrics import read_metrics
+from experiments.restored_run import RestoredRun
 from experiments.stopping import Stopped
 from experiments.train import train_and_evaluate
 
@@ -54,10 +56,10 @@ PRUNED = "method=prune,ratio=0.6"
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Chain:  # noqa: F811
+def chain(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> Chain:
     folder, said = tmp_path_factory.mktemp("chain"), list[str]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
+        patch.setitem(models.MODELS, "tiny", ENTRY)
         dense = tiny_runs.train(
             folder / "dense",
             "layout=as_written,forms=count,epochs=8",
@@ -74,7 +76,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) -> 
 @pytest.fixture(scope="module")
 def task(chain: Chain) -> tasks.Classification:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiny_runs.models.MODELS, "tiny", tiny_runs.ENTRY)
+        patch.setitem(models.MODELS, "tiny", ENTRY)
         return tasks.load(FinishedRun.read(chain.dense).config)
 
 
@@ -94,10 +96,10 @@ def test_full_rank_is_the_same_function(chain: Chain, task: tasks.Classification
     state = states.create(states.plan(config, task.network, 5, table), task.network, start)
     assert [row.rank for row in table.rows] == [12]  # 3 x 3 taps, 4 into 8: min(3 * 4, 3 * 8)
     assert lrj.is_factorized(state.params["conv"]["kernel"])
-    trained = FinishedRun.read(chain.dense).restore(task.network, task.data)
+    trained = RestoredRun.read(chain.dense).state
     split = jax.device_put(task.splits["test"])
     logits = [
-        np.asarray(task.evaluate(one.params, one.model_state, split)["logits"])
+        np.asarray(task.logits(one.params, one.model_state, split))
         for one in (trained, state)
     ]
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-5 * np.abs(logits[0]).max())
@@ -166,10 +168,10 @@ def test_what_is_said(chain: Chain) -> None:
         assert f"final test accuracy {final['accuracy']:.2%}" in text
 
 
-def test_pruning_goes_on_from_the_merged_network(chain: Chain, task: tasks.Classification) -> None:
+def test_pruning_goes_on_from_the_merged_network(chain: Chain) -> None:
     found = recorded(chain.pruned)
     assert (found["parameters"], found["dense_parameters"]) == (round(0.6 * 502), 502)
-    state = FinishedRun.read(chain.pruned).restore(task.network, task.data)
+    state = RestoredRun.read(chain.pruned).state
     kernel = np.asarray(state.params["conv"]["kernel"])
     assert np.count_nonzero(kernel) == found["parameters"] - (502 - kernel.size)
 
@@ -179,10 +181,8 @@ def test_a_finished_run_is_evaluated_without_its_start(chain: Chain, tmp_path: P
     folder = Path(shutil.copytree(chain.full_rank, tmp_path / "run"))
     shutil.move(chain.dense, tmp_path / "elsewhere")
     try:
-        assert (
-            evaluate.evaluate(folder)["factored"]["accuracy"]
-            == (recorded(folder)["final"]["accuracy"])
-        )
+        found = evaluate.evaluate(RestoredRun.read(folder))
+        assert found["factored"]["accuracy"] == recorded(folder)["final"]["accuracy"]
     finally:
         shutil.move(tmp_path / "elsewhere", chain.dense)
 
@@ -266,9 +266,9 @@ def test_starts_that_do_not_agree(
     task: tasks.Classification,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    conv = tiny_runs.ENTRY.factorizations["conv"]
+    conv = ENTRY.factorizations["conv"]
     kinds = {"conv": conv, "tucker": conv._replace(fields={"separable": True})}
-    monkeypatch.setitem(models.MODELS, "tiny", tiny_runs.ENTRY._replace(factorizations=kinds))
+    monkeypatch.setitem(models.MODELS, "tiny", ENTRY._replace(factorizations=kinds))
     refused(compressed(chain.dense, argument), task, message)
 
 

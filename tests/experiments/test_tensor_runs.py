@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import pytest
 from flax import linen as nn
-from tiny_runs import compilation_cache  # noqa: F401
 
 import lowrank_jax as lrj
 from configs import tensor
 from experiments import evaluate, models, run_folder
 from experiments.models.wide_resnet import Block
+from experiments.restored_run import RestoredRun
 from experiments.train import train_and_evaluate
 from lowrank_jax.linen import Conv, Dense
 
@@ -47,7 +47,7 @@ def test_a_run_and_its_merged_network_agree(
         "kind=tucker,runlocal=True,rank_scale=0.5,epochs=1,batch_size=256,layout=batch_minor"
     )
     run = train_and_evaluate(config, tmp_path / "run", lambda line: None)
-    found = evaluate.evaluate(run)
+    found = evaluate.evaluate(RestoredRun.read(run))
     assert found["logit_difference"] < 1e-5
     assert found["factored"]["parameters"] < found["merged"]["parameters"]
     kinds = {row.path: row.kind for row in run_folder.read_table(run).rows}

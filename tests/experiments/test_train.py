@@ -14,7 +14,7 @@ import pytest
 import tiny_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import compilation_cache, contents, outcome, tiny  # noqa: F401
+from tiny_runs import contents, outcome
 
 from experiments import arguments, tasks, train
 from experiments.data import load, split_validation
@@ -23,6 +23,7 @@ from experiments.dispatch import dispatches
 from experiments.errors import RunError
 from experiments.run_folder import held, read_table
 from experiments.stopping import Stopped
+from experiments.tasks.task import Batch
 
 
 @given(
@@ -34,15 +35,15 @@ from experiments.stopping import Stopped
 @settings(deadline=None, max_examples=300)
 def test_dispatches_cover_an_epoch(full: int, batch_size: int, rest: int, limit: int) -> None:
     sizes = [batch_size] * full + ([rest] if 0 < rest < batch_size else [])
-    cuts = dispatches(sizes, limit)
+    cuts = dispatches([Batch(size) for size in sizes], limit)
     steps = [cut.first + i for cut in cuts for i in range(cut.steps)]
     assert steps == list(range(len(sizes)))
     for cut in cuts:
-        assert set(sizes[cut.first : cut.first + cut.steps]) == {cut.batch_size}
+        assert set(sizes[cut.first : cut.first + cut.steps]) == {cut.batch.size}
         assert 1 <= cut.steps <= limit
         assert cut.example == sum(sizes[: cut.first])
     # What is compiled: at most two lengths of the full batch and one partial batch.
-    assert len({(cut.steps, cut.batch_size) for cut in cuts}) <= 3
+    assert len({(cut.steps, cut.batch) for cut in cuts}) <= 3
 
 
 # ------------------------------------------------------------------ protocols
@@ -55,8 +56,8 @@ def task(argument: str) -> tasks.Classification:
 @pytest.mark.usefixtures("tiny")
 def test_published_trains_on_everything() -> None:
     published = task("protocol=published")
-    assert published.batches_per_epoch() == [256] * 5 + [157]
-    assert sum(published.batches_per_epoch()) == published.train_examples == 1437
+    assert published.batches(0) == [Batch(256)] * 5 + [Batch(157)]
+    assert sum(batch.size for batch in published.batches(0)) == published.train_examples == 1437
     assert sorted(np.asarray(published.order(3))) == list(range(1437))
     assert set(published.splits) == {"train", "test"}
     assert (published.pipeline.mean, published.pipeline.std) == (IMAGENET_MEAN, IMAGENET_STD)
@@ -71,7 +72,7 @@ def test_ours_holds_out_and_trains_on_full_batches() -> None:
         np.testing.assert_array_equal(ours.splits[split][0], data.train_images[indices])
         np.testing.assert_array_equal(ours.splits[split][1], data.train_labels[indices])
     np.testing.assert_array_equal(ours.splits["test"][0], data.test_images)
-    assert ours.batches_per_epoch() == [256] * (len(train) // 256)
+    assert ours.batches(0) == [Batch(256)] * (len(train) // 256)
     assert (ours.pipeline.mean, ours.pipeline.std) == (data.mean, data.std)
 
 
@@ -135,13 +136,13 @@ def test_an_interrupted_epoch_keeps_its_cuts(
 ) -> None:
     """The default length of a dispatch may be another one where a run is continued."""
     lines: list[str] = []
-    monkeypatch.setattr(train, "default_steps", lambda plan: 2)
+    monkeypatch.setattr(train, "default_steps", lambda *_: 2)
     monkeypatch.setattr(train, "_SECONDS_BETWEEN_LINES", 0.0)
     with pytest.raises(Stopped):
         tiny_runs.train(
             tmp_path / "run", say=tiny_runs.sigterm_at("step 2/"), steps_per_dispatch=None
         )
-    monkeypatch.setattr(train, "default_steps", lambda plan: 5)
+    monkeypatch.setattr(train, "default_steps", lambda *_: 5)
     folder = tiny_runs.train(tmp_path / "run", say=lines.append, steps_per_dispatch=None)
     assert "continuing from step 4" in lines  # In the middle of the first epoch.
     assert outcome(folder)["steps"] == 10

@@ -44,7 +44,7 @@ class Tiny(nn.Module):
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
-FACTORIZATION = models.Factorization(r"conv/kernel", lrj.SpatialLowRank, lrj.regular())
+FACTORIZATION = models.Factorization(lrj.SpatialLowRank, {r"conv/kernel": lrj.regular()})
 ENTRY = models.Entry(Tiny, "imagenet", {"conv": FACTORIZATION})
 
 

@@ -8,44 +8,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import pytest
 from ml_collections import ConfigDict
-from tiny_main import ENTRY
 
 from configs import cifar_resnet
-from experiments import models
 from experiments.train import train_and_evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 ARGUMENT = "runlocal,rank_scale=0.5,batch_size=256,steps_per_dispatch=1"
 FLAGS = [f"--config=configs/cifar_resnet.py:{ARGUMENT}", "--config.model.name=tiny"]
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Every run compiles the same few programs; they are kept for the other runs of the session."""
-    folder = tmp_path_factory.mktemp("compiled")
-    values = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture
-def tiny(compilation_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the tiny model known."""
-    monkeypatch.setitem(models.MODELS, "tiny", ENTRY)
 
 
 def config(argument: str = "", **keys: Any) -> ConfigDict:

@@ -136,7 +136,10 @@ def test_logits_and_training_steps_in_float64(x64, quick_compile, model, rank_sc
     memory = tx.init(params)
     descent = torch_twin.optimizer(theirs, DECAY)
     assert settled.weight_decay == DECAY
-    gradient = jax.jit(jax.grad(lambda params: ours.loss(params, state, (images, labels))[0]))
+    noise = jax.random.key(0)
+    gradient = jax.jit(
+        jax.grad(lambda params: ours.loss(params, state, (images, labels), noise)[0])
+    )
     for _ in range(2):  # The second with momentum.
         updates, memory = tx.update(gradient(params), memory, params)
         params = optax.apply_updates(params, updates)

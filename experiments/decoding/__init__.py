@@ -1,0 +1,1 @@
+"""Decoding: from a trained Transformer and source rows to target rows."""

@@ -1,0 +1,44 @@
+"""A finished run as it is looked at again: with its task and its final state.
+
+Every command that applies a trained network begins with this (`evaluate`, `export`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from experiments import tasks
+from experiments.finished_run import FinishedRun
+from experiments.state import Plan, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoredRun:
+    """A finished run, restored onto the devices there are.
+
+    Attributes:
+      run: what it was.
+      task: its network and its data, see `experiments.tasks`.
+      plan: by its own factorization table.
+      state: the final one.
+    """
+
+    run: FinishedRun
+    task: Any
+    plan: Plan
+    state: TrainState
+
+    @classmethod
+    def read(cls, place: str | os.PathLike[str]) -> RestoredRun:
+        """From a run folder.
+
+        Raises:
+          RunError: the run is not finished or damaged, its data is not at hand or not what it was
+            trained on, or its checkpoint cannot be restored.
+        """
+        run = FinishedRun.read(place)
+        task = tasks.load(run.config)
+        plan = run.plan(task.network)
+        return cls(run, task, plan, run.restore(plan, task.data))

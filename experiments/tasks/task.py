@@ -1,0 +1,121 @@
+"""What the training loop asks of a task: its batches, its loss, its metrics, and its network.
+
+    splits                 the data on the host, by split
+    remarks(), files()     what is to be said about it, and to be kept of it
+    batches(epoch)         the shapes of an epoch's batches, in order
+    order(epoch)           the examples of an epoch, in order
+    batch(arrays, indices, epoch, shape)      what the loss of a batch is computed from
+    loss(params, model_state, batch, noise)   the mean that is minimized, and sums to report
+    evaluate(params, model_state, split)      the same sums over a split
+    logits(params, model_state, split)        to compare two forms of a network by
+    scores(variables, folder, say)            what is measured once, at the end
+
+The loop knows no more of a task than this, so a new one is a file beside `classification.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+
+from experiments.result import Data
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """The shape of a batch; one compiled step each.
+
+    Attributes:
+      size: examples.
+      length: positions of each example, where the examples are text cut to one length.
+    """
+
+    size: int
+    length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """How the best epoch is found: the split that is looked at, and which of its measures.
+
+    Attributes:
+      split: of the data.
+      measure: the highest accuracy, or the lowest loss.
+      kept: whether the network of the best epoch is kept, to be measured at the end.
+    """
+
+    split: str
+    measure: Literal["accuracy", "loss"]
+    kept: bool = False
+
+    def better(self, one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+        """Whether the first of two sets of measures, by name, is the better one.
+
+        >>> Selection("validation", "loss").better({"loss": 1.0}, {"loss": 2.0})
+        True
+        """
+        if self.measure == "accuracy":
+            return one["accuracy"] > other["accuracy"]
+        return one["loss"] < other["loss"]
+
+
+class Task(Protocol):
+    """See the module.
+
+    Attributes:
+      network: the dense network: see `experiments.state.plan`, and `in_forms`.
+      data: name, origin and fingerprint of what was loaded.
+      splits: arrays by split name; always ``train`` and ``test``, and ``validation`` if one is held
+        out.
+      selects: how the best epoch is found; ``None``: no selection.
+      unit: what is counted in the sums, such as ``"examples"``.
+    """
+
+    network: Any
+    data: Data
+    splits: Mapping[str, Any]
+    selects: Selection | None
+    unit: str
+
+    def sizes(self) -> Mapping[str, int]:
+        """The number of examples of each split."""
+
+    def remarks(self) -> Sequence[str]:
+        """Lines about what was found in the data, to be said when a run begins."""
+
+    def files(self) -> Mapping[str, bytes]:
+        """What is kept in the run folder beside the checkpoints, by file name."""
+
+    def batches(self, epoch: int) -> Sequence[Batch]:
+        """The shapes of an epoch's batches, in order; every epoch has as many."""
+
+    def order(self, epoch: int) -> jax.Array:
+        """The order of the training examples in an epoch, int32, a function of the seed alone."""
+
+    def batch(
+        self, arrays: Mapping[str, Any], indices: jax.Array, epoch: jax.Array, shape: Batch
+    ) -> Any:
+        """What the loss of these training examples is computed from; examples lead every axis."""
+
+    def loss(
+        self, params: Any, model_state: Any, batch: Any, noise: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        """The mean loss of a batch; beside it the new model state, and sums over what was counted:
+        ``loss``, ``correct`` and ``count``. `noise` is the key of what is random in the network."""
+
+    def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+        """The same sums over a split, in evaluation mode; other scalars beside them are sums, too,
+        and are reported as means under their names."""
+
+    def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
+        """Logits in evaluation mode of a split, or of enough of it to compare networks by."""
+
+    def scores(
+        self, variables: Any, folder: Path, say: Callable[[str], None]
+    ) -> dict[str, Any] | None:
+        """What is measured once, with the selected network, and written to the run folder; None
+        where that is all in the sums."""
