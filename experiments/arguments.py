@@ -202,7 +202,9 @@ def settle(config: ConfigDict) -> ConfigDict:
     if config.get("validation", 0.0) is None:
         config.validation = 0.0 if published else 0.1
     if config.warmup_epochs is None:
-        config.warmup_epochs = int(config.model.name == "resnet" and config.model.depth >= 56)
+        config.warmup_epochs = int(
+            config.model.name == "resnet" and config.model.get("depth", 0) >= 56
+        )
     if config.model.get("head_scale", 1.0) is None:
         config.model.head_scale = config.rank_scale if 0 < config.rank_scale < 1 else 1.0
     for key, value in flatten(config).items():

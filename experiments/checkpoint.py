@@ -122,12 +122,18 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(
-        self, step: int, target: Any, *, config: ConfigDict, table: lrj.Table, fingerprint: str
+        self,
+        step: int | None,
+        target: Any,
+        *,
+        config: ConfigDict,
+        table: lrj.Table,
+        fingerprint: str,
     ) -> tuple[Any, dict[str, Any]]:
         """The state of a step, after everything it must agree with has been compared.
 
         Args:
-          step: which checkpoint.
+          step: which checkpoint; None: there is none, which is an error.
           target: the abstract state, with shardings.
           config: of the run that continues, settled.
           table: the factorization the target has.
@@ -139,6 +145,8 @@ class Checkpoints:
         Raises:
           RunError: the checkpoint is damaged, or of another config, factorization or data.
         """
+        if step is None:
+            raise RunError(f"{self._folder} has no checkpoint")
         place = f"checkpoint {self._folder / str(step)}"
         advice = "nothing was changed; remove that folder to continue from an earlier one"
         try:

@@ -38,6 +38,7 @@ from experiments.model_description import description
 from experiments.restored_run import RestoredRun
 from experiments.result import FILE_NAME as RESULT
 from experiments.state import Variables
+from experiments.tasks.classification import Classification
 from lowrank_jax.tree import map_kernels
 
 FORMATS = ("factored", "merged", "program")
@@ -61,6 +62,11 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     """
     restored = RestoredRun.read(folder)
     run, task = restored.run, restored.task
+    if form == "program" and not isinstance(task, Classification):
+        raise RunError(
+            f"{folder}: --format=program is for networks of images; --format=merged writes the "
+            "parameters of one of text, and python -m experiments.translate applies it"
+        )
     variables = jax.device_get(Variables(restored.state.params, restored.state.model_state))
     revision = files.read_json(folder / RESULT).get("commit")
     metadata = description(run.config, task, run.accuracy, revision)
@@ -110,13 +116,8 @@ def _write(
     tree = {"params": variables.params, **variables.model_state}
     lrj.export.save(path, tree, metadata)
     lrj.export.load(path, tree)
-    size = task.pipeline.size
     return variables.params, (
-        "    import lowrank_jax as lrj\n"
-        f'    variables = lrj.export.load("{path}")\n'
-        "    logits = model.apply(variables, images, False)\n"
-        f"images: float32 (batch, {size}, {size}, 3), normalised by the mean and std that are in "
-        'lrj.export.read_manifest(…)["metadata"]'
+        f'    import lowrank_jax as lrj\n    variables = lrj.export.load("{path}")\n{task.usage()}'
     )
 
 

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 
 from experiments import arguments, files, run_folder
 from experiments import state as states
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import FOLDER as CHECKPOINTS
+from experiments.checkpoint import SELECTED, Checkpoints
 from experiments.errors import RunError
 from experiments.mesh import on_this_machine
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import Data
-from experiments.state import Plan, TrainState
+from experiments.state import Plan, TrainState, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class FinishedRun:
           RunError: the network is another one, or the table cannot be read.
         """
         table = run_folder.read_table(self.folder)
-        batches_per_epoch = self.step // self.config.epochs
+        batches_per_epoch = max(1, self.step // self.config.epochs)
         return states.plan(on_this_machine(self.config), network, batches_per_epoch, table)
 
     def restore(self, plan: Plan, data: Data) -> TrainState:
@@ -92,13 +93,28 @@ class FinishedRun:
           RunError: it is other data, or there is no checkpoint of the final step that is whole.
         """
         run_folder.examine(self.folder, self.config, data, plan.table)
-        checkpoints = Checkpoints(self.folder, self.config.keep_checkpoints, read_only=True)
+        return self._read(CHECKPOINTS, self.step, plan.abstract, plan, data)
+
+    def restore_selected(self, plan: Plan) -> Variables:
+        """The network of the best epoch, of a run that keeps it.
+
+        Raises:
+          RunError: there is none that is whole.
+        """
+        target = Variables(plan.abstract.params, plan.abstract.model_state)
+        return self._read(SELECTED, None, target, plan, self.data)
+
+    def _read(self, name: str, step: int | None, target: Any, plan: Plan, data: Data) -> Any:
+        """What a checkpoint holds; without a step the newest one."""
+        checkpoints = Checkpoints(
+            self.folder, self.config.keep_checkpoints, read_only=True, name=name
+        )
         with contextlib.closing(checkpoints):
-            state, _ = checkpoints.restore(
-                self.step,
-                plan.abstract,
+            restored, _ = checkpoints.restore(
+                checkpoints.latest() if step is None else step,
+                target,
                 config=self.config,
                 table=plan.table,
                 fingerprint=data.identity,
             )
-        return state
+        return restored

@@ -84,8 +84,8 @@ def value_at(content: Any, key: str) -> Any:
     """What a nested dict has at a dotted key; None where it has nothing.
 
     Example:
-      >>> value_at({"final": {"split": "test"}}, "final.split"), value_at({"final": None}, "final.a")
-      ('test', None)
+      >>> value_at({"final": {"split": "test"}, "best": None}, "final.split")
+      'test'
     """
     for part in key.split("."):
         content = content.get(part) if isinstance(content, Mapping) else None
@@ -101,7 +101,7 @@ def _signature(results: Sequence[Result]) -> list[str]:
     ]
     if len(found) > 1:
         notes.append(
-            "**Warning: the runs differ in the signature, so that their scores cannot be compared.**"
+            "**Warning: the runs differ in the signature: their scores cannot be compared.**"
         )
     return notes
 

@@ -7,15 +7,16 @@
                          normalization follows it that makes its scale not matter
     spectra_over_time    the singular values of one kernel
 
-All but the last are means over the kernels. Every function returns a figure, or None where nothing
-of the kind was recorded. Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 4.
+All but the last are means over the kernels; and in panels of their own, where those were recorded,
+over the products of queries and keys and of outputs and values of attention. Every function returns
+a figure, or None where nothing of the kind was recorded. Source: Khodak et al., ICLR 2021 (arXiv
+2105.01029), section 4.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ from experiments.plot_style import (
     mean_and_band,
     natural_order,
     panels,
+    wrapped,
 )
 
 MOST_SETTINGS = len(METHOD_COLOURS)
@@ -47,11 +49,17 @@ MOST_SETTINGS = len(METHOD_COLOURS)
 MOST_PANELS = 6
 """How many spectra stand side by side."""
 
+# What is measured together, by what its diagnostics are called before the '/'.
+_GROUPS = {"": "kernels", "qk": "queries-keys", "ov": "outputs-values"}
+
 _MOST_SINGULAR_VALUES = 12  # lines in a panel
 _BROKEN = (0, (2.2, 2.2))
 
 Line = Mapping[str, Any]
 """One record of a metrics.jsonl."""
+
+Measure = Callable[[Line, str], float]
+"""A mean of one record, of what begins with '', or with 'qk/' or 'ov/'; NaN where unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +95,8 @@ def nuclear_norm(settings: Sequence[Recorded], title: str = "") -> Figure | None
     """
     return _over_time(
         settings,
-        "nuclear norm, mean over kernels",
-        lambda line: mean_diagnostic(line, "nuclear_norm"),
+        "nuclear norm",
+        lambda line, group: mean_diagnostic(line, f"{group}nuclear_norm"),
         title=title,
         bound=_nuclear_bound,
     )
@@ -98,8 +106,8 @@ def frobenius_norm(settings: Sequence[Recorded], title: str = "") -> Figure | No
     """Mean Frobenius norm of the kernels over the epochs."""
     return _over_time(
         settings,
-        "Frobenius norm, mean over kernels",
-        lambda line: mean_diagnostic(line, "frobenius_norm"),
+        "Frobenius norm",
+        lambda line, group: mean_diagnostic(line, f"{group}frobenius_norm"),
         title=title,
     )
 
@@ -108,8 +116,8 @@ def effective_step_size(settings: Sequence[Recorded], title: str = "") -> Figure
     """Mean over the kernels of learning rate / ||P||_F², over the epochs."""
     return _over_time(
         settings,
-        "learning rate / ||P||²,\nmean over kernels",
-        effective_learning_rate,
+        "learning rate / ||P||²",
+        lambda line, group: math.nan if group else effective_learning_rate(line),
         title=title,
         always_logarithmic=True,
     )
@@ -152,7 +160,7 @@ def spectra_over_time(chosen: Sequence[Panel], title: str = "") -> Figure | None
                 place = index / max(1, rank - 1)
                 axis.plot(epochs, values[:, index], color=ORDERED(place), linewidth=1.3)
             axis.set_yscale("log")
-            axis.set_title("\n".join(textwrap.wrap(panel.title, 30)))
+            axis.set_title(wrapped(panel.title, 30))
             epoch_axis(axis)
         log_ticks(axes[0].yaxis, *axes[0].get_ylim())
         bar = figure.colorbar(ScalarMappable(cmap=ORDERED), ax=axes, aspect=40, shrink=0.7)
@@ -168,66 +176,98 @@ def spectra_followed(lines: Sequence[Line]) -> bool:
     return sum("spectra" in line for line in lines) > 2
 
 
+def of_products(line: Line) -> bool:
+    """Whether products of attention were measured in one record."""
+    return any("/" in name for name in line.get("diagnostics", {}))
+
+
 def kernels(lines: Sequence[Line]) -> list[str]:
     """The paths of the kernels whose spectra were recorded, in natural order."""
     found = {path for line in lines for path in line.get("spectra", {})}
     return sorted(found, key=natural_order)
 
 
-def _nuclear_bound(line: Line) -> float:
+def _nuclear_bound(line: Line, group: str) -> float:
     # Kernels of three factors have no measure of orthogonality.
-    two_factors = line["diagnostics"].get("non_orthogonality")
-    return mean_diagnostic(line, "nuclear_bound") if two_factors else math.nan
+    two_factors = line["diagnostics"].get(f"{group}non_orthogonality")
+    return mean_diagnostic(line, f"{group}nuclear_bound") if two_factors else math.nan
 
 
 def _over_time(
     settings: Sequence[Recorded],
     name: str,
-    measure: Callable[[Line], float],
+    measure: Measure,
     *,
     title: str,
-    bound: Callable[[Line], float] | None = None,
+    bound: Measure | None = None,
     always_logarithmic: bool = False,
 ) -> Figure | None:
-    """One line a setting, with a band over its seeds; `bound` is a broken line beside it."""
-    curves = {setting.label: _curves(setting, measure) for setting in settings}
-    drawn = [setting for setting in settings if curves[setting.label]]
-    if not drawn:
+    """A panel for each group of which something was recorded; the kernels alone need no title."""
+    found = {
+        words: [s for s in settings if _curves(s, measure, group)]
+        for group, words in _GROUPS.items()
+    }
+    groups = [(group, words) for group, words in _GROUPS.items() if found[words]]
+    if not groups:
         return None
+    alone = groups == [("", _GROUPS[""])]
+    size = (6.4, 3.6) if alone else (0.8 + 3.1 * len(groups), 3.4)
+    drawn = [setting for setting in settings if any(setting in some for some in found.values())]
     colours = colours_of((setting.label, setting.dense) for setting in drawn)
-    with panels(1, 1, (6.4, 3.6)) as (figure, (axis,)):
-        for setting in drawn:
-            # What is replayed lies on its record: with gaps, and on top, both can be seen.
-            style = _BROKEN if setting.replayed and bound is None else "-"
-            seeds = f" (n = {len(curves[setting.label])})" if len(settings) > 1 else ""
-            mean_and_band(
-                axis, curves[setting.label], colours[setting.label], marker="", linestyle=style,
-                label=setting.label + seeds, zorder=2.5 if setting.replayed else 2,
-            )  # fmt: skip
-        bounds = {s.label: _curves(s, bound) for s in drawn} if bound is not None else {}
-        for label, values in bounds.items():
-            if values:
-                mean_and_band(
-                    axis, values, colours[label], marker="", linestyle=_BROKEN, linewidth=1.4,
-                    label="_bound",
-                )  # fmt: skip
-        _scale(axis, [*curves.values(), *bounds.values()], always_logarithmic)
-        axis.set_ylabel(name)
-        axis.set_title(title)
-        epoch_axis(axis)
-        if any(bounds.values()):
-            # For the legend alone.
-            axis.add_line(Line2D([], [], color="#888888", linestyle=_BROKEN, label="bound"))
-        legend_below(figure, [axis])
+    with panels(1, len(groups), size) as (figure, axes):
+        for axis, (group, words) in zip(axes, groups, strict=True):
+            _panel(axis, found[words], group, measure, bound, colours, always_logarithmic)
+            axis.set_title(title if alone else words)
+        mean = "mean over kernels" if alone else "mean"
+        separator = ",\n" if always_logarithmic else ", "
+        axes[0].set_ylabel(f"{name}{separator}{mean}")
+        if title and not alone:
+            figure.suptitle(title, fontsize=10)
+        legend_below(figure, axes)
     return figure
 
 
-def _curves(setting: Recorded, measure: Callable[[Line], float]) -> list[Curve]:
+def _panel(
+    axis: Axes,
+    settings: Sequence[Recorded],
+    group: str,
+    measure: Measure,
+    bound: Measure | None,
+    colours: Mapping[str, str],
+    always_logarithmic: bool,
+) -> None:
+    """One line a setting, with a band over its seeds; `bound` is a broken line beside it."""
+    curves = {setting.label: _curves(setting, measure, group) for setting in settings}
+    several = len(colours) > 1
+    for setting in settings:
+        # What is replayed lies on its record: with gaps, and on top, both can be seen.
+        style = _BROKEN if setting.replayed and bound is None else "-"
+        seeds = f" (n = {len(curves[setting.label])})" if several else ""
+        mean_and_band(
+            axis, curves[setting.label], colours[setting.label], marker="", linestyle=style,
+            label=setting.label + seeds, zorder=2.5 if setting.replayed else 2,
+        )  # fmt: skip
+    bounds = {s.label: _curves(s, bound, group) for s in settings} if bound is not None else {}
+    for label, values in bounds.items():
+        if values:
+            mean_and_band(
+                axis, values, colours[label], marker="", linestyle=_BROKEN, linewidth=1.4,
+                label="_bound",
+            )  # fmt: skip
+    _scale(axis, [*curves.values(), *bounds.values()], always_logarithmic)
+    epoch_axis(axis)
+    if any(bounds.values()):
+        # For the legend alone.
+        axis.add_line(Line2D([], [], color="#888888", linestyle=_BROKEN, label="bound"))
+
+
+def _curves(setting: Recorded, measure: Measure, group: str) -> list[Curve]:
     """A measure over the records of each seed; of the seeds for which there is any."""
+    prefix = f"{group}/" if group else ""
     curves = []
     for lines in setting.runs:
         measured = [line for line in lines if line.get("diagnostics")]
-        values = np.array([measure(line) for line in measured], float)
+        values = np.array([measure(line, prefix) for line in measured], float)
         if np.isfinite(values).any():
             curves.append((np.array([line["epoch"] for line in measured], float), values))
     return curves

@@ -37,9 +37,7 @@ def method_table(settings: Sequence[Setting]) -> str:
     rows = [f"| {section.network} | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
     for method in methods:
         found = [cells.get((method, size)) for size in sizes]
-        rows.append(
-            _row(method, [_score(setting) if setting else _NOTHING for setting in found])
-        )
+        rows.append(_row(method, [_score(setting) if setting else _NOTHING for setting in found]))
     for name, pruned in (("parameters", False), ("nonzero parameters, pruning", True)):
         if any(setting.pruned == pruned for setting in settings):
             counted = [
@@ -75,7 +73,8 @@ def compact_table(settings: Sequence[Setting]) -> str:
         "into the dense kernels that they stand for. Logits differ by at most the given share of "
         "the largest.\n",
         f"| {section.network} | training parameters | compact parameters | seeds | "
-        f"{section.split} {section.measure.per_epoch} of the factors (%) | merged (%) | difference of the logits |",
+        f"{section.split} {section.measure.per_epoch} of the factors (%) | merged (%) "
+        "| difference of the logits |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for setting in [*(s for s in settings if s.dense), *merged]:

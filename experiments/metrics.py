@@ -9,7 +9,10 @@ One JSON object a line, on disk before `write` returns:
 
 The last three are there only where kernels were measured, which may be within an epoch; a value
 that is not a number is null. TensorBoard gets the scalars, and for each diagnostic the mean over
-the kernels, under the names of the published system (`metric/NucNorm`).
+the kernels, under the names of the published system (`metric/NucNorm`). The diagnostics of
+attention's products, each the mean over the heads of a module, are called `qk/nuclear_norm` and
+`ov/nuclear_norm`; beside them the tags name their groups (`metric/NucNorm-QueKey`, `-OutVal`, and
+`-Linear` for the kernels).
 
 A run that resumes from a checkpoint of step s takes back what was written after it. For that to
 give the record of an uninterrupted run, write everything of a step before its checkpoint is saved.
@@ -46,6 +49,10 @@ TAGS = {
     "learning_rate": "hyper/lr",
     "effective_learning_rate": "hyper/lr-eff_frobsq",
 }
+
+# The groups of products, as their diagnostics begin and as their tags end.
+GROUP_TAGS = {"qk": "QueKey", "ov": "OutVal"}
+_KERNELS_TAG = "Linear"  # The end of the kernels' tags where there are products as well.
 
 
 class MetricsWriter:
@@ -85,7 +92,8 @@ class MetricsWriter:
           step: optimizer steps done.
           epoch: passes over the training set done; a fraction within one.
           scalars: {name: number}, e.g. train_loss, validation_accuracy, learning_rate.
-          diagnostics: {diagnostic: {path of the kernel: number}}.
+          diagnostics: {diagnostic: {path of the kernel: number}}, those of products as in
+            {"qk/nuclear_norm": {path of the module: number}}.
           spectra: {path of the kernel: singular values, largest first}.
         """
         line: dict[str, Any] = {"step": int(step), "epoch": float(epoch), **scalars}
@@ -255,8 +263,8 @@ def _tagged(
     """What one line means in TensorBoard: {tag: value}."""
     tagged = {TAGS.get(name, name): float(value) for name, value in scalars.items()}
     for name in diagnostics:
-        tag = TAGS.get(name, f"metric/{name}")
         if diagnostics[name]:  # Some are not defined for a dense or a deep kernel.
+            tag = _diagnostic_tag(name, products=any("/" in other for other in diagnostics))
             tagged[tag] = mean_diagnostic({"diagnostics": diagnostics}, name)
     if "learning_rate" in scalars and diagnostics.get("frobenius_norm"):
         norms = np.array([float(v) for v in diagnostics["frobenius_norm"].values()])
@@ -264,6 +272,15 @@ def _tagged(
         with np.errstate(divide="ignore"):
             tagged["hyper/lr-eff_frob"] = float(np.mean(rate / norms))
     return tagged
+
+
+def _diagnostic_tag(name: str, products: bool) -> str:
+    """The tag of a diagnostic; `products`: whether products were measured beside the kernels."""
+    group, _, measure = name.rpartition("/")
+    tag = TAGS.get(measure, f"metric/{measure}")
+    if not products or tag.startswith("hyper/"):
+        return tag
+    return f"{tag}-{GROUP_TAGS[group] if group else _KERNELS_TAG}"
 
 
 def columns(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

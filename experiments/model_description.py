@@ -7,18 +7,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.data import image_set
+from experiments.tasks.task import Task
 
 
 def description(
-    config: ConfigDict, task: Any, accuracy: float, commit: Mapping[str, Any] | None
+    config: ConfigDict, task: Task, accuracy: float, commit: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """What a model is and what it expects, as plain data for the manifest of an export.
 
     Args:
       config: of the run, settled.
       task: of the run, see `experiments.tasks`.
-      accuracy: on the test images, a fraction.
+      accuracy: on the test split, a fraction.
       commit: of the source tree that trained it, see `experiments.result.commit`.
     """
     return {
@@ -27,12 +27,7 @@ def description(
         "commit": commit,
         "model": config.model.to_dict(),
         "kind": config.kind,
-        "classes": image_set(config.data.name).num_classes,
         "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
-        "images": {
-            "size": task.pipeline.size,
-            "mean": [float(mean) for mean in task.pipeline.mean],
-            "std": [float(std) for std in task.pipeline.std],
-        },
+        **task.description(),
         "test_accuracy": accuracy,
     }

@@ -140,6 +140,17 @@ def epoch_axis(axis: Axes) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def wrapped(title: str, letters: int) -> str:
+    """A title in lines of at most so many letters, broken at spaces and after slashes.
+
+    Example:
+      >>> wrapped("SI + FD: decoder_10/feed_forward/down", 24)
+      'SI + FD: decoder_10/\\nfeed_forward/down'
+    """
+    lines = textwrap.wrap(title.replace("/", "/ "), letters)
+    return "\n".join(line.replace("/ ", "/") for line in lines)
+
+
 def log_ticks(axis: Axis, low: float, high: float) -> None:
     """Plain numbers (50k, 0.2) at the powers of ten, and at 2 and 5 times them where few fit."""
     subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
@@ -163,7 +174,10 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     if not entries:
         return
     letters = int(figure.get_figwidth() / _INCHES_OF_A_LETTER)
-    labels = ["\n".join(textwrap.wrap(label, letters - _LETTERS_OF_A_LINE)) for label in entries]
+    # The number of seeds stays on one line.
+    whole = (label.replace("n = ", "n\xa0=\xa0") for label in entries)
+    wraps = (textwrap.wrap(label, letters - _LETTERS_OF_A_LINE) for label in whole)
+    labels = ["\n".join(lines).replace("\xa0", " ") for lines in wraps]
     widest = max(len(line) for label in labels for line in label.split("\n"))
     columns = min(4, len(labels), letters // (widest + _LETTERS_OF_A_LINE))
     lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)

@@ -1,7 +1,7 @@
 """Plots of one run from its `metrics.jsonl`, drawn at its end into its folder plots/.
 
-Every function takes the lines of the record and returns a `matplotlib.figure.Figure`, or None where
-the data for it was not recorded.
+Every other function takes the lines of the record and returns a `matplotlib.figure.Figure`, or None
+where the data for it was not recorded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import mechanism_plots
+from experiments import files, measures, mechanism_plots
+from experiments.measures import Measure
 from experiments.metrics import columns, read_metrics
 from experiments.plot_style import (
     COLOURS,
@@ -25,7 +26,9 @@ from experiments.plot_style import (
     mark,
     panels,
     save,
+    wrapped,
 )
+from experiments.run_folder import CONFIG
 
 _SPLIT_COLOURS = {"train": COLOURS[0], "validation": COLOURS[1], "test": COLOURS[2]}
 
@@ -34,17 +37,21 @@ def run_plots(folder: str | os.PathLike[str]) -> list[Path]:
     """Draws the plots of the run in `folder` into its folder plots/, and returns their paths.
 
     Raises:
-      RunError: if the metrics cannot be read or a plot cannot be written.
+      RunError: if the config or the metrics cannot be read or a plot cannot be written.
     """
     lines = read_metrics(folder)
+    config = files.read_json(Path(folder) / CONFIG)
     kernels = [
         mechanism_plots.Panel(path.removesuffix("/kernel"), lines, path)
         for path in _first_middle_last(lines)
     ]
     figures = {
-        "curves": curves(lines),
+        "curves": curves(lines, measures.of_task(measures.value_at(config, "task"))),
         "nuclear_norm": mechanism_plots.nuclear_norm(
             [mechanism_plots.Recorded("nuclear norm", [lines])]
+        ),
+        "frobenius_norm": mechanism_plots.frobenius_norm(
+            [mechanism_plots.Recorded("Frobenius norm", [lines])]
         ),
         "spectra": spectra(lines),
         "spectra_over_time": mechanism_plots.spectra_over_time(kernels),
@@ -57,8 +64,8 @@ def run_plots(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
-def curves(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Loss and accuracy of each split over the epochs."""
+def curves(lines: Sequence[Mapping[str, Any]], measure: Measure) -> Figure | None:
+    """Loss and accuracy of each split over the epochs, as the measure of the task calls them."""
     with panels(1, 2, (8.6, 3.4)) as (figure, axes):
         drawn = False
         for split, colour in _SPLIT_COLOURS.items():
@@ -67,8 +74,8 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
                 if len(epochs):
                     drawn = True
                     axis.plot(epochs, scale * values, color=colour, label=split, **mark(epochs))
-        axes[0].set_ylabel("loss (nats)")
-        axes[1].set_ylabel("accuracy (%)")
+        axes[0].set_ylabel(f"{measure.loss} (nats)")
+        axes[1].set_ylabel(f"{measure.per_epoch} (%)")
         for axis in axes:
             epoch_axis(axis)
         legend_below(figure, axes)
@@ -89,11 +96,11 @@ def spectra(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
             for line, colour, style in shown:
                 values = above_zero(np.array(line["spectra"][path], float))
                 index = np.arange(1, len(values) + 1) / len(values)
-                label = f"epoch {line['epoch']:g}"
+                label = f"epoch {round(line['epoch'], 2):g}"
                 axis.plot(index, values, style, color=colour, label=label, **mark(index))
             axis.set_yscale("log")
             axis.set_xlim(0, 1.03)
-            axis.set_title(path.removesuffix("/kernel"))
+            axis.set_title(wrapped(path.removesuffix("/kernel"), 30))
             axis.set_xlabel("index / rank")
         axes[0].set_ylabel("singular value")
         log_ticks(axes[0].yaxis, *axes[0].get_ylim())

@@ -59,8 +59,8 @@ def report(
       out: the folder to write to.
       baseline: the setting to compare the others with: its label or a part that only it has. By
         default the first of a section, which is the dense network where there is one.
-      target: the accuracy after an epoch, a fraction, to which the time is told. By default 95 % of the mean
-        final accuracy of the section's dense network.
+      target: the accuracy after an epoch, a fraction, to which the time is told. By default 95 %
+        of the mean final accuracy of the section's dense network.
 
     Raises:
       RunError: no runs, a broken result.json, a seed twice, an unknown baseline, no space to write.
@@ -183,8 +183,7 @@ def _comparisons(settings: Sequence[Setting], baseline: Setting) -> str:
     rows = [
         f"Differences from **{baseline.label}** in {section.measure.points}, paired by seed, with "
         "95 % t intervals (each on its own, not corrected for their number):\n",
-        f"| {section.network} | seeds in common | mean difference "
-        "| 95 % interval | reading |",
+        f"| {section.network} | seeds in common | mean difference | 95 % interval | reading |",
         "|---|--:|--:|--:|---|",
     ]
     for setting in settings:

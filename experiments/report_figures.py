@@ -17,10 +17,17 @@ from experiments.report_plots import SettingData
 from experiments.time_to_accuracy import Records
 
 _SPREAD = "Bars and bands reach from the worst to the best seed.\n"
-_AGAINST_DECAY = "Accuracy against the coefficient of weight decay, all else being equal."
+_NO_COMMON_SCALE = (
+    " Under decay_position=published the gradient of Frobenius decay passes through clipping and "
+    "momentum, and weight decay does not, so that their coefficients have no common scale."
+)
 _OVER_TIME_WORDS = (
     "Over the epochs, means over the kernels that are factorized (in a dense network, would be) "
     "and over seeds, with bands from the lowest to the highest seed."
+)
+_OF_PRODUCTS = (
+    " Products of queries and keys, and of outputs and values, have panels of their own: means "
+    "over the heads of attention."
 )
 _OVER_TIME: Mapping[str, tuple[Callable[..., Figure | None], str]] = {
     "nuclear_norm": (
@@ -66,47 +73,58 @@ class SectionFigures:
         groups = decay_studies(settings)
         studied = [setting for group in groups.values() for setting in group]
         beside = [s for s in settings if not any(s is other for other in studied)]
-        # Settings that differ in weight decay alone, the others, and of those the dense networks.
+        # Settings that differ in decay alone, the others, and of those the dense networks.
         self._studies = {name: list(map(self._data, group)) for name, group in groups.items()}
         self._beside = list(map(self._data, beside))
         self._references = [data for data in self._beside if data.dense]
 
-    def accuracies(self) -> str:
-        """Accuracy against parameters, and over the epochs.
+    def scores(self) -> str:
+        """The score against parameters, and accuracy over the epochs.
 
-        Settings that differ in weight decay alone are too many for one plot: their learning curves
-        have one of their own, and if all are of one size, only `mechanisms` shows their accuracies.
+        Settings that differ in decay alone are too many for one plot: their learning curves have
+        one of their own, and if all are of one size, only `mechanisms` shows their scores.
         """
-        title, split, curve_split = self._section.title, self._section.split, self._curve_split
+        title, measure = self._section.title, self._section.measure
+        accuracy = f"{self._curve_split} {measure.per_epoch}"
         studied = [data for group in self._studies.values() for data in group]
         one_size = len({data.parameters for data in studied}) == 1
         sizes = self._beside if one_size else list(map(self._data, self._settings))
         followed = self._beside if len(self._beside) > len(self._references) or not studied else []
         figures = {
-            "accuracy_against_parameters": report_plots.accuracy_against_parameters(
-                sizes, title, split
+            f"{measure.name}_against_parameters": report_plots.score_against_parameters(
+                sizes, title, self._score
             ),
-            "learning_curves": report_plots.learning_curves(followed, title, curve_split),
-            "learning_curves_by_weight_decay": report_plots.learning_curves_by_weight_decay(
-                self._studies, self._references, title, curve_split
+            "learning_curves": report_plots.learning_curves(followed, title, accuracy),
+            "learning_curves_by_weight_decay": report_plots.learning_curves_by_decay(
+                self._studies, self._references, title, accuracy
             ),
         }
         shown = [self._show(name, figure) for name, figure in figures.items()]
         return "\n".join([*filter(None, shown), _SPREAD]) if any(shown) else ""
 
     def mechanisms(self) -> str:
-        """What decay does to accuracy and to the kernels; '' where nothing of it was recorded."""
+        """What decay does to the score and to the kernels; '' where nothing of it was recorded."""
         parts = []
+        measure = self._section.measure
         against_decay = self._show(
-            "accuracy_against_weight_decay",
-            report_plots.accuracy_against_weight_decay(
-                self._studies, self._references, self._section.title, self._section.split
+            f"{measure.name}_against_weight_decay",
+            report_plots.score_against_decay(
+                self._studies, self._references, self._section.title, self._score
             ),
         )
         if against_decay:
-            coefficients = [data.weight_decay for group in self._studies.values() for data in group]
-            words = " A coefficient of 0 has no place on its axis." if 0 in coefficients else ""
-            parts.append(f"{_AGAINST_DECAY}{words}\n")
+            studied = [data for group in self._studies.values() for data in group]
+            kinds = sorted({data.decay for data in studied}, reverse=True)
+            words = (
+                f"{measure.title} against the coefficient of {' or '.join(kinds)}, all else being "
+                "equal."
+            )
+            if any(data.coefficient == 0 for data in studied):
+                words += " A coefficient of 0 has no place on its axis."
+            positions = {s.runs[0].config["decay_position"] for s in self._settings}
+            if len(kinds) > 1 and "published" in positions:
+                words += _NO_COMMON_SCALE
+            parts.append(f"{words}\n")
             parts.append(against_decay)
         title, name_of = self._title_and_names()
         measured = [setting for setting in self._settings if self._lines(setting)]
@@ -127,7 +145,9 @@ class SectionFigures:
                 words += self._replayed() if name == "frobenius_norm" else ""
                 over_time += [f"{words}\n", shown]
         if over_time:
-            parts.append(f"{_OVER_TIME_WORDS}{_left_out(measured, chosen)}\n")
+            lines = (line for setting in recorded for run in setting.runs for line in run)
+            products = _OF_PRODUCTS if any(map(mechanism_plots.of_products, lines)) else ""
+            parts.append(f"{_OVER_TIME_WORDS}{products}{_left_out(measured, chosen)}\n")
             parts += over_time
         parts += self._spectra(measured)
         return "\n".join(["### Mechanisms\n", *parts]) if parts else ""
@@ -154,21 +174,28 @@ class SectionFigures:
             self._show("spectra_over_time", figure),
         ]
 
+    @property
+    def _score(self) -> str:
+        return f"{self._section.split} {self._section.measure.label}"
+
     def _show(self, name: str, figure: Figure | None) -> str:
         """Saves a figure; the Markdown that shows it, or '' where there is none."""
         if figure is None:
             return ""
         file = f"{name}{self._suffix}.png"
         plot_style.save(figure, self._out / file)
-        return f"![{name.replace('_', ' ').capitalize()}]({file})\n"
+        words = name.replace("_", " ")
+        return f"![{words[0].upper()}{words[1:]}]({file})\n"
 
     def _data(self, setting: Setting) -> SettingData:
+        key, coefficient = setting.coefficient
         return SettingData(
             method=setting.method,
             size=setting_names.size_name(setting.size) if setting.size else "",
             parameters=setting.parameters,
-            weight_decay=setting.runs[0].config["weight_decay"],
-            accuracies=setting.accuracies.tolist(),
+            decay=setting_names.DECAYS_BY_KEY[key],
+            coefficient=coefficient,
+            scores=setting.scores.tolist(),
             curves=[
                 columns(self._records[run.folder], f"{self._curve_split}_accuracy")
                 for run in setting.runs

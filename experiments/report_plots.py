@@ -1,5 +1,5 @@
-"""Plots of the score of several settings, for a report, against the number of parameters and against
-the coefficient of decay; and of their accuracy over the epochs.
+"""Plots of several settings for a report: their score against the number of parameters and against
+the coefficient of decay, and their accuracy over the epochs.
 
 Bars and bands reach from the worst to the best seed.
 """
@@ -226,9 +226,7 @@ def _reference(axis: Axes, x: float, point: SettingData, colour: Any) -> None:
     _bars(axis, np.array([float(x)]), [scores], point.label, fmt="o", color=colour)
 
 
-def _bars(
-    axis: Axes, x: np.ndarray, scores: Sequence[np.ndarray], name: str, **look: Any
-) -> None:
+def _bars(axis: Axes, x: np.ndarray, scores: Sequence[np.ndarray], name: str, **look: Any) -> None:
     means = np.array([values.mean() for values in scores])
     # Never below zero, which rounding of the mean could make of no spread.
     below = np.maximum(0, means - [values.min() for values in scores])

@@ -52,8 +52,8 @@ _EXPLANATIONS = {
     "CRS": "CRS: plain decay of the factors, scaled by the compression rate",
     "no decay": "no decay: the factors are not decayed",
     "deep": "deep: a square matrix between the two factors",
-    "QK": "QK: each attention head's product of queries and keys, initialized or decayed as one",
-    "OV": "OV: each attention head's product of outputs and values, initialized or decayed as one",
+    "QK": "QK products: of queries and keys, each attention head by itself",
+    "OV": "OV products: of outputs and values, each attention head by itself",
     "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
     "run",
 }
@@ -116,8 +116,12 @@ def smaller_heads(config: Config) -> bool:
     return config.get(_HEAD_SCALE, 1.0) != 1.0
 
 
+DECAYS_BY_KEY = {"weight_decay": "weight decay", "frobenius_decay": "Frobenius decay"}
+"""The coefficients of decay in words."""
+
+
 def decay_key(config: Config) -> str:
-    """The coefficient that a study of decay varies: that of Frobenius decay where it has its own."""
+    """The coefficient that a study varies: that of Frobenius decay where it has one of its own."""
     return "frobenius_decay" if concerned("frobenius_decay", config) else "weight_decay"
 
 

@@ -1,7 +1,8 @@
 """How long training took to reach a target accuracy for the first time, beside the parameters.
 
-It is the accuracy that is recorded after each epoch: of images, or of target tokens. Accuracy is measured after each epoch, so that times are whole epochs. A record holds no clock:
-minutes are the run's wall time without compilation, times the share of its steps that were done.
+It is the accuracy that is recorded after each epoch, of images or of target tokens; so times are
+whole epochs. A record holds no clock: minutes are the run's wall time without compilation, times
+the share of its steps that were done.
 """
 
 from __future__ import annotations

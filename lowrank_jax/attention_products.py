@@ -112,8 +112,7 @@ def attention_products(
 
     Returns:
       The products, module by module in the tree's order. They assume that nothing but the product
-      stands between two projections: no rotary positions, no normalization. See
-      :mod:`lowrank_jax.attention_products`.
+      stands between two projections: no rotary positions, no normalization.
 
     Raises:
       ValueError: no module was found; one lacks a projection, has a bias the layout does not name,

@@ -32,8 +32,8 @@ such a head is left alone.
 its triangular factor is folded along the chain of factors, one QR at a time. Grouped queries are
 the rows of one matrix, so one ``T`` serves a shared key and all of its queries.
 
-All on the host in float64. Sources: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 5;
-:mod:`lowrank_jax.svd` for balanced factors of more columns than the product's rank.
+All on the host in float64. Sources: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 5; the
+completion is that of ``lowrank_jax.initializers.spectral`` for more columns than the rank.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def balance_products(params: Any, products: Sequence[Product]) -> Any:
     For each product and each of its shared indices (a head), both sides and the biases that the
     product names are changed by one invertible matrix, so that the product and whatever a module
     computes from it stay the same, and both Gram matrices along the contracted axis become the
-    diagonal matrix of the product's singular values.
+    diagonal matrix of the product's singular values (on its range, where its rank is below d).
 
     Optimizer moments belong to the old basis: see :func:`lowrank_jax.restructure.carry`.
 
@@ -130,9 +130,8 @@ def change_of_basis(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarra
         of the product.
 
     Returns:
-      With p the rank of the product, ``(a T)ᵀ (a T)`` and ``(b T^-ᵀ)ᵀ (b T^-ᵀ)`` have the singular
-      values in the first p places of the diagonal, in descending order, and zeros beside them; all
-      of it, where p = d.
+      With p the rank of the product, the leading ``p x p`` blocks of ``(a T)ᵀ (a T)`` and
+      ``(b T^-ᵀ)ᵀ (b T^-ᵀ)`` are the diagonal matrix of the singular values, in descending order.
 
     >>> t, inverse = change_of_basis(np.array([[3.0, 0.0], [0.0, 1.0]]), np.eye(2) * 3)
     >>> (a := np.diag([3.0, 1.0]) @ t).T @ a

@@ -48,7 +48,8 @@ def frobenius_decay(
 
     Args:
       weight_decay: the coefficient, or a schedule of it (a function of the number of updates).
-      products: pairs of ordinary leaves to be decayed as products.
+      products: pairs of leaves to be decayed as products. A factorized weight among them is decayed
+        by its products alone.
       mask: a tree of booleans (a prefix of the parameters will do, so one made for the dense model
         stays valid), or a function of the parameters that makes one; ``False`` excludes. Under
         ``optax.inject_hyperparams`` name it in ``static_args``: optax takes a callable for a
@@ -84,7 +85,8 @@ def decay(
     Args:
       weight_decay: the coefficient of plain decay, or a schedule of it.
       frobenius_decay: that of Frobenius decay; the same by default.
-      products: pairs of ordinary leaves that are decayed as products (and not plainly).
+      products: pairs of leaves that are decayed as products, and neither plainly nor, where they
+        are factorized weights, by themselves.
       mask: as in :func:`frobenius_decay`: ``True`` is decayed, by whichever rule fits.
 
     Raises:

@@ -17,15 +17,9 @@ _CONNECT_SECONDS = 3
 _DOWNLOAD_SECONDS = 300
 
 
-def obstacle(url: str) -> str | None:
-    """Why a package file cannot be had, as far as is known without the network; None if it can."""
-    if shutil.which("apt-get") is None:
-        return "there is no apt-get on this machine"
-    try:
-        _run("--print-uris", url)
-    except DataUnavailable as error:
-        return str(error)
-    return None
+def obstacle() -> str | None:
+    """Why no package file can be had, as far as is known without asking apt; None if one may."""
+    return None if shutil.which("apt-get") else "there is no apt-get on this machine"
 
 
 def fetch(url: str, folder: Path) -> Path:
@@ -36,20 +30,20 @@ def fetch(url: str, folder: Path) -> Path:
       OSError: the file cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".apt") as scratch:
-        _run("--quiet", url, scratch)
+        _download(url.removeprefix(SCHEME), scratch)
         (package,) = Path(scratch).glob("*.deb")
         target = folder / package.name
         os.replace(package, target)
     return target
 
 
-def _run(option: str, url: str, folder: str | None = None) -> None:
-    command = ["apt-get", "download", option, "-o", "Acquire::Retries=0"]
-    command += ["-o", f"Acquire::http::Timeout={_CONNECT_SECONDS}"]
-    command += ["-o", f"Acquire::https::Timeout={_CONNECT_SECONDS}", url.removeprefix(SCHEME)]
+def _download(package: str, folder: str) -> None:
+    options = ["-o", "Acquire::Retries=0"]
+    for protocol in ("http", "https"):
+        options += ["-o", f"Acquire::{protocol}::Timeout={_CONNECT_SECONDS}"]
     try:
         subprocess.run(
-            command,
+            ["apt-get", "download", "--quiet", *options, package],
             cwd=folder,
             capture_output=True,
             text=True,

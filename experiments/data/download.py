@@ -31,7 +31,7 @@ def obstacle(url: str) -> str | None:
     Proxies of the environment are honoured.
     """
     if url.startswith(apt_download.SCHEME):
-        return apt_download.obstacle(url)
+        return apt_download.obstacle()
     outcome: list[str | None] = []
 
     def ask() -> None:

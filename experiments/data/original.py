@@ -5,6 +5,7 @@ it (`lookup.py`); its kind is a subclass of `DataSet` in `catalog.py`, which mak
 what a task works with.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +103,7 @@ Data = TypeVar("Data", bound=Loaded, covariant=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSet(Generic[Data]):
+class DataSet(abc.ABC, Generic[Data]):
     """An entry of the catalogue.
 
     Attributes:
@@ -118,6 +119,6 @@ class DataSet(Generic[Data]):
     provider: Callable[[], Arrays] | Original
     fingerprint: str | None
 
+    @abc.abstractmethod
     def build(self, origin: str, arrays: Arrays) -> Data:
         """What a task works with; `ValueError` if the arrays are not what they should be."""
-        raise NotImplementedError

@@ -24,8 +24,9 @@ from experiments.data.catalog import translation_set
 from experiments.data.errors import DataCorrupt
 from experiments.data.lookup import find
 from experiments.data.translation.parallel_text import Pairs, ParallelText
-from experiments.data.vocabulary import EOS, PAD, Vocabulary
+from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
+from experiments.special_tokens import EOS, PAD
 
 Texts = tuple[tuple[str, ...], tuple[str, ...]]
 _REASONS = ("undecodable", "empty", "over_long")

@@ -19,8 +19,7 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 
 from experiments.errors import RunError
-
-PAD, UNK, BOS, EOS = range(4)
+from experiments.special_tokens import BOS, EOS, PAD, UNK
 
 # What SentencePiece says when the size does not suit the text, with the limit it names.
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")

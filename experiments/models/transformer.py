@@ -190,11 +190,7 @@ class DecoderBlock(Block):
     def attend_to_kept(
         self, query: jax.Array, key: jax.Array, value: jax.Array, **options: Any
     ) -> jax.Array:
-        """Attention to the first call's keys and values, whatever this one's are.
-
-        This one's are the products of no memory; under jit nothing asks for them, so they are never
-        computed.
-        """
+        """Attention to the first call's keys and values; under jit, later ones are not computed."""
         key = self.variable("memory", "key", lambda: key).value
         value = self.variable("memory", "value", lambda: value).value
         return nn.dot_product_attention(query, key, value, **options)
@@ -215,8 +211,6 @@ class Transformer(nn.Module):
       ffn_dropout: inside the feed-forward sublayer.
       dtype: of products and activations; None: of the parameters.
       remat: whether the backward pass computes the inside of the blocks again.
-
-    Random numbers: `params`, and `dropout` where `train` is true.
     """
 
     vocab_source: int
@@ -257,7 +251,7 @@ class Transformer(nn.Module):
         Args:
           source: rows `(batch, source length)`, with `EOS` behind their last token.
           target_in: `BOS` and the targets but their last, `(batch, target length)`.
-          train: whether dropout acts.
+          train: whether dropout acts, which takes the random numbers `dropout`.
         """
         return self.decode(target_in, self.encode(source, train), source, train)
 

@@ -38,7 +38,7 @@ from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen import lift
 from lowrank_jax.linen.normalization import efficient_batch_norm
 
-Arrays = dict[str, tuple[jax.Array, jax.Array]]
+Arrays = Mapping[str, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +194,26 @@ class Classification:
     def files(self) -> dict[str, bytes]:
         """Nothing is to be kept of them."""
         return {}
+
+    def description(self) -> dict[str, Any]:
+        """How many classes there are, and what images are normalised to."""
+        return {
+            "classes": image_set(self.data.name).num_classes,
+            "images": {
+                "size": self.pipeline.size,
+                "mean": [float(mean) for mean in self.pipeline.mean],
+                "std": [float(std) for std in self.pipeline.std],
+            },
+        }
+
+    def usage(self) -> str:
+        """From images to logits."""
+        size = self.pipeline.size
+        return (
+            "    logits = model.apply(variables, images, False)\n"
+            f"images: float32 (batch, {size}, {size}, 3), normalised by the mean and std that are "
+            'in lrj.export.read_manifest(…)["metadata"]'
+        )
 
     def batches(self, epoch: int) -> list[Batch]:
         """The shapes of an epoch's batches, in order: the same in each epoch."""

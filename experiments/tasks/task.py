@@ -2,6 +2,7 @@
 
     splits                 the data on the host, by split
     remarks(), files()     what is to be said about it, and to be kept of it
+    description(), usage() what the network expects, for those to whom it is exported
     batches(epoch)         the shapes of an epoch's batches, in order
     order(epoch)           the examples of an epoch, in order
     batch(arrays, indices, epoch, shape)      what the loss of a batch is computed from
@@ -64,22 +65,28 @@ class Selection:
 
 
 class Task(Protocol):
-    """See the module.
+    """See the module."""
 
-    Attributes:
-      network: the dense network: see `experiments.state.plan`, and `in_forms`.
-      data: name, origin and fingerprint of what was loaded.
-      splits: arrays by split name; always ``train`` and ``test``, and ``validation`` if one is held
-        out.
-      selects: how the best epoch is found; ``None``: no selection.
-      unit: what is counted in the sums, such as ``"examples"``.
-    """
+    @property
+    def network(self) -> Any:
+        """The dense network: see `experiments.state.plan`, and `in_forms`."""
 
-    network: Any
-    data: Data
-    splits: Mapping[str, Any]
-    selects: Selection | None
-    unit: str
+    @property
+    def data(self) -> Data:
+        """What was loaded."""
+
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        """Arrays by split name; always ``train`` and ``test``, and ``validation`` if one is held
+        out."""
+
+    @property
+    def selects(self) -> Selection | None:
+        """How the best epoch is found; ``None``: no selection."""
+
+    @property
+    def unit(self) -> str:
+        """What is counted in the sums, such as ``"examples"``."""
 
     def sizes(self) -> Mapping[str, int]:
         """The number of examples of each split."""
@@ -89,6 +96,12 @@ class Task(Protocol):
 
     def files(self) -> Mapping[str, bytes]:
         """What is kept in the run folder beside the checkpoints, by file name."""
+
+    def description(self) -> Mapping[str, Any]:
+        """What the network expects, as plain data, for the manifest of an export."""
+
+    def usage(self) -> str:
+        """How the network is applied to its `variables`, in lines to be printed."""
 
     def batches(self, epoch: int) -> Sequence[Batch]:
         """The shapes of an epoch's batches, in order; every epoch has as many."""

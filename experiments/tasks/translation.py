@@ -23,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments import files, models
@@ -33,8 +32,10 @@ from experiments.data.translation_data import TokenPairs, TranslationData, load_
 from experiments.data.vocabulary import Vocabulary
 from experiments.decoding.translate import translate
 from experiments.errors import RunError
+from experiments.models.transformer import Transformer
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
+from experiments.state import Variables
 from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen import lift
 
@@ -58,8 +59,8 @@ class Network:
       length: tokens of a row in what multiply-adds are counted for.
     """
 
-    model: nn.Module
-    ordinary_model: nn.Module
+    model: Transformer
+    ordinary_model: Transformer
     length: int
 
     @property
@@ -109,7 +110,7 @@ def network(config: ConfigDict) -> Network:
       RunError: the model is unknown, or refuses a value.
     """
 
-    def build(head_scale: float) -> nn.Module:
+    def build(head_scale: float) -> Any:
         fields = dict(config.model)
         del fields["head_scale"]
         full = fields["d_model"] / fields["heads"]
@@ -215,6 +216,18 @@ class Translation:
         """The vocabulary, to be kept beside the checkpoints."""
         return {VOCABULARY: self.vocabulary.model}
 
+    def description(self) -> dict[str, Any]:
+        """The vocabulary that text is encoded with."""
+        return {"vocabulary": {"size": self.vocabulary.size, "digest": self.vocabulary.digest}}
+
+    def usage(self) -> str:
+        """From token ids to logits."""
+        return (
+            "    logits = model.apply(variables, source, target_in, False)\n"
+            f"token ids of {VOCABULARY} in the run folder: source ends with EOS ({EOS}), target_in "
+            f"begins with BOS ({BOS}), both filled up with PAD ({PAD})"
+        )
+
     def batches(self, epoch: int) -> list[Batch]:
         """The shapes of an epoch's batches, in order."""
         return [Batch(b.size, b.length) for b in self.buckets.batches(self.seed, epoch)]
@@ -233,7 +246,7 @@ class Translation:
         self, params: Any, model_state: Any, batch: Rows, noise: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         """Mean smoothed cross-entropy per target token; beside it sums over the batch."""
-        logits = self.network.model.apply(
+        logits: Any = self.network.model.apply(
             {"params": params, **model_state},
             batch.source,
             _given(batch.target),
@@ -265,29 +278,17 @@ class Translation:
         every = [self.network.apply(params, model_state, rows) for rows in firsts]
         return jnp.concatenate([logits.reshape(-1, logits.shape[-1]) for logits in every])
 
-    def scores(self, variables: Any, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    def scores(
+        self, variables: Variables, folder: Path, say: Callable[[str], None]
+    ) -> dict[str, Any]:
         """BLEU and exact matches of the test set, translated by beam search."""
         sources, references = self.text.texts["test"]
         say(f"translating {len(sources)} test sentences with a beam of {self.decoding['beam']}")
-        found = self.translations(variables, self.text.splits["test"].source, say)
+        rows = self.text.splits["test"].source
+        found = translations(self.network, self.vocabulary, self.decoding, variables, rows, say)
         files.write_text(folder / TRANSLATIONS, _side_by_side(sources, references, found))
         score = bleu(found, references)
         return {"split": "test", **dataclasses.asdict(score)}
-
-    def translations(
-        self, variables: Any, source: np.ndarray, say: Callable[[str], None]
-    ) -> list[str]:
-        """The text of the best hypothesis for each source row."""
-        rows = translate(
-            self.network.in_float32.model,
-            {"params": variables.params, **variables.model_state},
-            source,
-            beam=self.decoding["beam"],
-            length_penalty=self.decoding["length_penalty"],
-            longest=self.decoding["max_length"],
-            progress=lambda done: say(f"translated {done} of {len(source)}"),
-        )
-        return [self.vocabulary.decode(row) for row in rows]
 
     def _sums(self, logits: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
         real = target != PAD
@@ -304,6 +305,35 @@ class Translation:
             "correct": jnp.sum(real & correct),
             "count": jnp.sum(real),
         }
+
+
+def translations(
+    network: Network,
+    vocabulary: Vocabulary,
+    decoding: Mapping[str, Any],
+    variables: Variables,
+    source: np.ndarray,
+    say: Callable[[str], None],
+) -> list[str]:
+    """The text of the best hypothesis for each source row.
+
+    Args:
+      network, vocabulary: of a run.
+      decoding: `beam`, `length_penalty` and `max_length`.
+      variables: of the network.
+      source: token ids `(rows, length)`, filled up with PAD.
+      say: where progress lines go.
+    """
+    rows = translate(
+        network.in_float32.model,
+        {"params": variables.params, **variables.model_state},
+        source,
+        beam=decoding["beam"],
+        length_penalty=decoding["length_penalty"],
+        longest=decoding["max_length"],
+        progress=lambda done: say(f"translated {done} of {len(source)}"),
+    )
+    return [vocabulary.decode(row) for row in rows]
 
 
 def _given(target: jax.Array) -> jax.Array:
@@ -339,7 +369,6 @@ def _require_text_config(config: ConfigDict) -> None:
         ("accumulate_steps", 1, "batches differ in their tokens; give a smaller batch_size"),
         ("method", "factorize", "what is pruned is convolutions"),
         ("kind", "linear", "there are no convolutions"),
-        ("merge", False, "python -m experiments.export merges a finished run"),
     ):
         if config[key] != value:
             raise RunError(f"{key}={config[key]} with task=translation: {why}")

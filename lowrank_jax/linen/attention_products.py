@@ -101,7 +101,7 @@ def _called(
             called[module.path] = module, shapes
         return result
 
-    options = {"rngs": jax.random.key(0), "mutable": nn.DenyList("params")} | kwargs
+    options: dict[str, Any] = {"rngs": jax.random.key(0), "mutable": nn.DenyList("params")} | kwargs
     leaves, structure = jax.tree.flatten((params, inputs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 

@@ -75,7 +75,7 @@ def axes_known(layer: nn.Module) -> dict[str, int]:
     """The static axes of a weight born in this layer, as far as the layer's fields say them."""
     if not isinstance(layer, nn.DenseGeneral):
         return {}
-    known = {"in_axes": np.size(layer.axis), "out_axes": np.size(layer.features)}  # type: ignore[arg-type]
+    known = {"in_axes": np.size(layer.axis), "out_axes": np.size(layer.features)}
     kind = inspect.unwrap(layer.kernel_init).rule.kind
     return {name: count for name, count in known.items() if name in kind.static_fields}
 

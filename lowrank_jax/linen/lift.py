@@ -46,7 +46,7 @@ def _on_view(method: Callable[..., Any]) -> Callable[..., Any]:
 LIFTED = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.Embed)
 DROP_INS = (layers.Dense, layers.DenseGeneral, layers.Conv, embed.Embed)
 # What runs in the place of their methods where there are weights.
-METHODS = {
+METHODS: dict[Any, Callable[..., Any]] = {
     nn.Dense.__call__: _on_view(nn.Dense.__call__),
     layers.Dense.__call__: _on_view(nn.Dense.__call__),
     nn.DenseGeneral.__call__: _on_view(nn.DenseGeneral.__call__),
@@ -59,7 +59,7 @@ METHODS = {
     nn.Embed.attend: embed.attend,
     embed.Embed.attend: embed.attend,
 }
-METHODS_BY_CODE = {flax_code(method): run for method, run in METHODS.items()}
+METHODS_BY_CODE: dict[Any, Any] = {flax_code(method): run for method, run in METHODS.items()}
 # These compute with the parameters of the layer they wrap, leaf by leaf.
 NORMALIZERS = (nn.WeightNorm, nn.SpectralNorm)
 

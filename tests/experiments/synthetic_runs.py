@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from configs import cifar_resnet
 from experiments import arguments, files, result
 from experiments.metrics import MetricsWriter
+from experiments.run_folder import CONFIG
 
 STEPS = 39  # an epoch
 KERNELS = [f"block_{block}/conv{conv}/kernel" for block in range(1, 10) for conv in (1, 2)]
@@ -36,6 +37,7 @@ def write_record(
     split: str = "test",
     diagnostics: Literal["none", "epochs", "steps"] = "steps",
     scale: float = 1.0,
+    products: bool = False,
 ) -> None:
     """A metrics.jsonl whose accuracy climbs to `accuracy` (a fraction) in the last epoch.
 
@@ -47,6 +49,7 @@ def write_record(
       diagnostics: every 30 steps; or after each epoch, as they were once, with spectra at both ends
         alone and without the effective learning rate.
       scale: of the kernels.
+      products: whether those of attention are measured, too, as those of `product_norms`.
     """
     ends = {STEPS * epoch for epoch in range(epochs + 1)}
     due = {"none": set(), "epochs": ends, "steps": {*range(0, max(ends), 30), max(ends)}}
@@ -85,10 +88,26 @@ def write_record(
                 measures["effective_learning_rate"] = {
                     path: scalars["learning_rate"] / norm**2 for path, norm in norms.items()
                 }
+            if products:
+                measures |= product_norms(scale, learned)
             shown = diagnostics == "steps" or step in (0, max(ends))
             writer.write(
                 step, epoch, scalars, diagnostics=measures, spectra=spectra if shown else None
             )
+
+
+def product_norms(scale: float, learned: float) -> dict[str, dict[str, float]]:
+    """Made-up diagnostics of the products of two modules of attention."""
+    modules = {"encoder_0/attention": 1.0, "decoder_0/attention": 2.0}
+    norms = {"frobenius_norm": 1.0, "nuclear_norm": 3.0, "nuclear_bound": 3.0 + learned}
+    found = {
+        f"{group}/{name}": {path: of_group * scale * factor * norm
+                            for path, factor in modules.items()}
+        for group, of_group in (("qk", 4.0), ("ov", 0.5))
+        for name, norm in norms.items()
+    }  # fmt: skip
+    return found | {f"{group}/non_orthogonality": dict.fromkeys(modules, 0.1)
+                    for group in ("qk", "ov")}  # fmt: skip
 
 
 @_left_to_the_system()
@@ -104,10 +123,16 @@ def write_run(
     scale: float = 1.0,
     compact: result.Compact | None = None,
     replay: result.Replay | None = None,
+    scores: Mapping[str, Any] | None = None,
 ) -> Path:
     """A finished run of a config file with an argument; its record as by `write_record`."""
     config = arguments.settle(configs.get_config(argument))
-    write_record(folder, accuracy, split=split, diagnostics=diagnostics, scale=scale)
+    text = config.task == "translation"
+    write_record(
+        folder, accuracy, split="validation" if text else split, diagnostics=diagnostics,
+        scale=scale, products=text,
+    )  # fmt: skip
+    files.write_json(folder / CONFIG, config.to_dict())
     outcome = result.Result(
         name=config.name,
         seed=config.seed,
@@ -118,7 +143,7 @@ def write_run(
         multiply_adds=20_000_000,
         dense_multiply_adds=68_862_592,
         final=result.Final(split, accuracy, 0.5, 6.0, 234),
-        best=None,
+        best=result.Best("validation", accuracy, 5.0, 2 - accuracy) if text else None,
         steps=234,
         epochs=6.0,
         wall_time_s=90.0,
@@ -128,6 +153,7 @@ def write_run(
         commit=None,
         compact=compact,
         replay=replay,
+        scores=scores,
     )
     files.write_json(folder / result.FILE_NAME, outcome.as_dict())
     return folder

@@ -119,6 +119,36 @@ def test_the_effective_step_size_is_read_or_follows_from_the_norms(records):
     np.testing.assert_array_equal(curve(measured)[:, 1], 0.5)
 
 
+def test_products_have_panels_of_their_own(records, tmp_path):
+    write_record(tmp_path, accuracy=0.8, scale=2.0, products=True)
+    lines = read_metrics(tmp_path)
+    measured = [line for line in lines if "diagnostics" in line]
+    assert all(map(mechanism_plots.of_products, measured))
+    images = Recorded("images", [records["a1"]])  # Which has none.
+    figure = mechanism_plots.nuclear_norm([Recorded("text", [lines]), images], "Transformer")
+    kernels, qk, ov = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == [
+        "kernels", "queries-keys", "outputs-values",
+    ]  # fmt: skip
+    assert legend(figure) == ["text (n = 1)", "images (n = 1)", "bound"]
+    assert [len(solid_and_broken(axis)[0]) for axis in figure.axes] == [2, 1, 1]
+    colour = next(iter(solid_and_broken(kernels)[0]))
+    for axis, group in ((qk, "qk"), (ov, "ov")):
+        for line, name in zip(
+            solid_and_broken(axis), ("nuclear_norm", "nuclear_bound"), strict=True
+        ):
+            expected = [
+                np.mean([*found["diagnostics"][f"{group}/{name}"].values()]) for found in measured
+            ]
+            np.testing.assert_allclose(line[colour].get_ydata(), expected, rtol=1e-6)
+    figure = mechanism_plots.frobenius_norm([Recorded("text", [lines])])
+    values = [axis.get_lines()[0].get_ydata()[0] for axis in figure.axes[1:]]
+    np.testing.assert_allclose(values, [4 * 2 * 1.5, 0.5 * 2 * 1.5])
+    # The learning rate turns kernels, which are what is trained; so there is no such panel.
+    (axis,) = mechanism_plots.effective_step_size([Recorded("text", [lines])], "T").axes
+    assert axis.get_title() == "T"
+
+
 def test_points_that_are_not_numbers_are_left_out(records):
     lines = copy.deepcopy(records["old"])
     lines[2]["diagnostics"]["frobenius_norm"][KERNELS[0]] = None

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from configs import cifar_resnet, compression, tensor
-from experiments import arguments, comparison, config_keys, report, setting_names
+from configs import cifar_resnet, compression, tensor, translation
+from experiments import arguments, comparison, config_keys, measures, report, setting_names
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 from experiments.result import Compact
@@ -88,6 +88,13 @@ def rows_of(text):
         (tensor, "kind=tucker,decay=crs", "Tucker, SI + CRS", "rank scale 0.68"),
         (tensor, "kind=tensor_train,rank_scale=0.234,init=regular,decay=plain",
          "tensor train, regular", "rank scale 0.234"),
+        (translation, "rank_scale=0", "dense", None),
+        (translation, "rank_scale=0,products.decay=qk_ov", "dense, QK and OV products: FD", None),
+        (translation, "products=qk_ov", "SI + FD, QK and OV products: SI + FD", "rank scale 0.5"),
+        (translation, "init=regular,decay=plain,products.init=ov", "regular, OV products: SI",
+         "rank scale 0.5"),
+        (translation, "decay=plain,products.init=qk,products.decay=qk_ov",
+         "SI, QK products: SI + FD, OV products: FD", "rank scale 0.5"),
     ],
 )  # fmt: skip
 def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, size):
@@ -106,6 +113,8 @@ def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, si
         (cifar_resnet, "depth=110", "ResNet-110"),
         (tensor, "", "WRN-28-10"),
         (tensor, "width=0.4", "WRN-28-4"),
+        (translation, "size=small", "Transformer 128, 2 layers"),
+        (translation, "size=tiny", "Transformer 64, 1 layer"),
     ],
 )
 def test_networks_are_named_with_their_width(configs, argument, name):
@@ -114,7 +123,7 @@ def test_networks_are_named_with_their_width(configs, argument, name):
 
 
 def test_examples_run():
-    for module in (setting_names, comparison):
+    for module in (setting_names, comparison, measures):
         result = doctest.testmod(module)
         assert result.failed == 0 and result.attempted > 0
 

@@ -82,6 +82,32 @@ def test_tensorboard_gets_scalars_and_means_over_kernels(tmp_path):
     ]
 
 
+def test_groups_are_named_where_there_are_products(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(
+            5,
+            0.5,
+            {"learning_rate": 0.5},
+            diagnostics={
+                "frobenius_norm": {"up/kernel": 2.0, "down/kernel": 4.0},
+                "non_orthogonality": {},
+                "qk/frobenius_norm": {"encoder_0/attention": 1.0, "decoder_0/attention": 2.0},
+                "qk/nuclear_bound": {"encoder_0/attention": 7.0},
+                "ov/stable_rank": {"encoder_0/attention": 3.0},
+                "effective_learning_rate": {"up/kernel": 0.125, "down/kernel": 0.375},
+            },
+        )
+    assert scalars(read_events(tmp_path / "tensorboard")) == [
+        (5, "hyper/lr", 0.5),
+        (5, "metric/FrobNorm-Linear", 3.0),
+        (5, "metric/FrobNorm-QueKey", 1.5),
+        (5, "metric/NucNorm-bound-QueKey", 7.0),
+        (5, "metric/StableRank-OutVal", 3.0),
+        (5, "hyper/lr-eff_frobsq", 0.25),
+        (5, "hyper/lr-eff_frob", 0.1875),
+    ]
+
+
 def test_resuming_takes_back_later_lines_and_a_torn_one(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3, 4):

@@ -1,4 +1,4 @@
-"""Plots of accuracies: against parameters, over the epochs, and against weight decay."""
+"""Plots of scores: against parameters, over the epochs, and against decay."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from experiments.plot_style import DENSE_COLOUR
 from experiments.report_plots import SettingData
 
 
-def setting(method, size, parameters, accuracies, curves=(), weight_decay=1e-4):
-    return SettingData(method, size, parameters, weight_decay, accuracies, curves)
+def setting(
+    method, size, parameters, accuracies, curves=(), coefficient=1e-4, decay="weight decay"
+):
+    """Accuracies are given as fractions, and drawn in per cent."""
+    scores = [100 * accuracy for accuracy in accuracies]
+    return SettingData(method, size, parameters, decay, coefficient, scores, curves)
 
 
 def drawn(axis):
@@ -27,13 +31,13 @@ def test_report_plots_show_means_over_common_epochs():
         setting("dense", "", 1000, [0.8, 0.9], curves),
         setting("SI", "ratio 0.1", 100, [0.7], []),
     ]
-    axis = report_plots.learning_curves(settings, "VGG-19", "test").axes[0]
+    axis = report_plots.learning_curves(settings, "VGG-19", "test accuracy").axes[0]
     np.testing.assert_allclose(drawn(axis)["dense (n = 2)"], [30, 45])
-    axis = report_plots.accuracy_against_parameters(settings, "VGG-19", "test").axes[0]
+    axis = report_plots.score_against_parameters(settings, "VGG-19", "test accuracy (%)").axes[0]
     assert (axis.get_title(), axis.get_ylabel()) == ("VGG-19", "test accuracy (%)")
     points = [container.lines[0].get_xydata()[0] for container in axis.containers]
     np.testing.assert_allclose(points, [(1000, 85), (100, 70)])
-    assert report_plots.learning_curves(settings[1:], "VGG-19", "test") is None
+    assert report_plots.learning_curves(settings[1:], "VGG-19", "test accuracy") is None
 
 
 def test_a_method_is_a_line_over_its_sizes_and_the_dense_network_a_reference():
@@ -42,8 +46,8 @@ def test_a_method_is_a_line_over_its_sizes_and_the_dense_network_a_reference():
         for ratio, count in ((0.1, 100), (0.05, 50)):
             accuracies = [0.8 - lower, 0.8 - lower + ratio / 10, 0.8 - lower + ratio / 5]
             settings.append(setting(method, f"ratio {ratio}", count, accuracies, []))
-    settings[-1] = dataclasses.replace(settings[-1], accuracies=settings[-1].accuracies[:2])
-    axis = report_plots.accuracy_against_parameters(settings, "VGG-19", "test").axes[0]
+    settings[-1] = dataclasses.replace(settings[-1], scores=settings[-1].scores[:2])
+    axis = report_plots.score_against_parameters(settings, "VGG-19", "test accuracy (%)").axes[0]
     found = {container.get_label(): container for container in axis.containers}
     assert list(found) == ["dense (n = 3)", "regular (n = 3)", "SI (n = 2 to 3)"]
     regular, si = (found[name].lines[0].get_xydata() for name in list(found)[1:])
@@ -67,7 +71,7 @@ def test_curves_of_a_method_share_a_colour_and_those_of_a_size_a_style():
         for method in ("regular", "SI")
         for size in ("ratio 0.1", "ratio 0.05", "ratio 0.04", "ratio 0.03", "ratio 0.02")
     ]
-    lines = report_plots.learning_curves(settings, "VGG-19", "test").axes[0].get_lines()
+    lines = report_plots.learning_curves(settings, "VGG-19", "test accuracy").axes[0].get_lines()
     looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in lines}
     colours, styles = zip(*looks.values(), strict=True)
     assert styles[:4] == ("-", "-", "--", ":")
@@ -100,16 +104,17 @@ def studies():
     }
 
 
-def test_accuracy_against_weight_decay():
-    reference = setting("dense", "", 1000, [0.9], weight_decay=1e-4)
+def test_the_score_against_weight_decay():
+    reference = setting("dense", "", 1000, [0.9], coefficient=1e-4)
     found = studies()
     # They may stand in any order; zero has no place on the axis.
     found["FD, ratio 0.1"] = [setting("FD", "ratio 0.1", 100, [0.1], (), 0.0)] + found[
         "FD, ratio 0.1"
     ][::-1]
-    figure = report_plots.accuracy_against_weight_decay(found, [reference], "VGG-19", "test")
+    figure = report_plots.score_against_decay(found, [reference], "VGG-19", "test BLEU")
     (axis,) = figure.axes
     assert (axis.get_xscale(), axis.get_title()) == ("log", "VGG-19")
+    assert (axis.get_xlabel().split(" (")[0], axis.get_ylabel()) == ("weight decay", "test BLEU")
     containers = {container.get_label(): container for container in axis.containers}
     assert list(containers) == ["regular, ratio 0.1 (n = 2)", "FD, ratio 0.1 (n = 2)",
                                 "dense (n = 1)"]  # fmt: skip
@@ -127,14 +132,14 @@ def test_accuracy_against_weight_decay():
     assert containers["dense (n = 1)"].lines[0].get_color() == DENSE_COLOUR
     ticks = [tick.get_text() for tick in axis.get_xticklabels()]
     assert ticks == ["5e-6", "5e-5", "1e-4", "5e-4"]
-    assert report_plots.accuracy_against_weight_decay({}, [reference], "VGG-19", "test") is None
+    assert report_plots.score_against_decay({}, [reference], "VGG-19", "test BLEU") is None
 
 
 def test_learning_curves_by_weight_decay_stand_side_by_side():
     curve = [(np.arange(1.0, 4.0), np.array([0.6, 0.7, 0.8]))]
     references = [setting("dense", "", 1000, [0.8], curve), setting("wider", "", 2000, [0.8])]
-    figure = report_plots.learning_curves_by_weight_decay(
-        studies(), references, "VGG-19", "validation"
+    figure = report_plots.learning_curves_by_decay(
+        studies(), references, "VGG-19", "validation accuracy"
     )
     assert [axis.get_title() for axis in figure.axes] == ["regular, ratio 0.1", "FD, ratio 0.1"]
     looks = []
@@ -149,9 +154,24 @@ def test_learning_curves_by_weight_decay_stand_side_by_side():
     assert all(same_color(a, b) for a, b in zip(*looks, strict=True))
     assert len({tuple(np.atleast_1d(colour)) for colour in looks[0]}) == 4
     unmeasured = {"FD": [setting("FD", "ratio 0.1", 100, [0.7])] * 3}
-    assert report_plots.learning_curves_by_weight_decay(unmeasured, [], "VGG-19", "test") is None
+    assert report_plots.learning_curves_by_decay(unmeasured, [], "VGG-19", "test accuracy") is None
+
+
+def test_coefficients_of_both_decays_are_told_apart_by_no_name():
+    found = studies()
+    found["FD, ratio 0.1"] = [
+        dataclasses.replace(point, decay="Frobenius decay") for point in found["FD, ratio 0.1"]
+    ]
+    (axis,) = report_plots.score_against_decay(found, [], "VGG-19", "test BLEU").axes
+    assert axis.get_xlabel().startswith("coefficient of decay (")
+    del found["regular, ratio 0.1"]
+    (axis,) = report_plots.score_against_decay(found, [], "VGG-19", "test BLEU").axes
+    assert axis.get_xlabel().startswith("Frobenius decay (")
+    (axis,) = report_plots.learning_curves_by_decay(found, [], "VGG-19", "token accuracy").axes
+    assert list(drawn(axis)) == [f"Frobenius decay {c:g}" for c in COEFFICIENTS]
+    assert axis.get_ylabel() == "token accuracy (%)"
 
 
 def test_one_number_of_parameters_is_nothing_to_draw_against():
     settings = [setting(method, "ratio 0.1", 100, [0.7]) for method in ("regular", "SI")]
-    assert report_plots.accuracy_against_parameters(settings, "VGG-19", "test") is None
+    assert report_plots.score_against_parameters(settings, "VGG-19", "test accuracy (%)") is None

@@ -99,8 +99,7 @@ def test_full_rank_is_the_same_function(chain: Chain, task: tasks.Classification
     trained = RestoredRun.read(chain.dense).state
     split = jax.device_put(task.splits["test"])
     logits = [
-        np.asarray(task.logits(one.params, one.model_state, split))
-        for one in (trained, state)
+        np.asarray(task.logits(one.params, one.model_state, split)) for one in (trained, state)
     ]
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-5 * np.abs(logits[0]).max())
 

@@ -70,15 +70,15 @@ def test_against_plain_python():
         source(),
         beam=3,
         length_penalty=0.7,
-        longest=3,
-        longest_per_source=0.4,
+        longest=6,
+        longest_per_source=0.5,
         batch_size=4,
         progress=done.append,
     )
     assert done == [4, 8, 10]
     expected = []
     for row, length in zip(source(), LENGTHS, strict=True):
-        longest = 3 + 2 * length // 5 + 1
+        longest = min(6 + length // 2 + 1, POSITIONS)
         expected.append(plain.beam_search(scorer(row), 3, longest, 0.7)[0][1])
     assert len({len(prefix) for prefix in expected}) > 2
     width = max(map(len, expected))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 import tiny_runs
 
+import lowrank_jax as lrj
 from configs import translation as translation_config
-from experiments import arguments, tasks
+from experiments import arguments, evaluate, export, tasks
 from experiments import state as states
+from experiments import translate as translate_command
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
+from experiments.restored_run import RestoredRun
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.stopping import Stopped
 from experiments.tasks.task import Batch, Selection
@@ -204,6 +209,38 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert again["scores"] == whole["scores"]
 
 
+def test_the_command_translates_lines(finished: Path, text: Path, tmp_path: Path) -> None:
+    german = (text / "test.de").read_bytes().splitlines()
+    found, remarks = translate_command.translate(finished, [*german, b"", b"\xff", b"Hund " * 40])
+    told = (finished / "translations.txt").read_text().splitlines()
+    expected = [line.partition(" ")[2].strip() for line in told if line.startswith("translation")]
+    assert found[: len(german)] == expected
+    assert found[len(german)] == "" and len(found) == len(german) + 3
+    assert remarks == ["1 lines are not UTF-8", "1 lines have more than 23 tokens and were cut"]
+    broken = shutil.copytree(finished, tmp_path / "run")
+    (broken / "vocabulary.model").write_bytes(retrained(text).model)
+    with pytest.raises(RunError, match="not the vocabulary that the run was trained with"):
+        translate_command.translate(broken, german)
+    shutil.rmtree(broken / "selected")
+    with pytest.raises(RunError, match="selected has no checkpoint"):
+        translate_command.translate(broken, german)
+
+
+def test_a_finished_run_is_evaluated_and_exported(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    found = evaluate.evaluate(RestoredRun.read(run))
+    result = json.loads((run / "result.json").read_text())
+    assert found["factored"]["loss"] == pytest.approx(result["final"]["loss"], rel=1e-5)
+    assert found["merged"]["loss"] == pytest.approx(result["final"]["loss"], rel=1e-4)
+    assert found["logit_difference"] <= 1e-5
+    told = export.export(run, "merged")
+    manifest = lrj.export.read_manifest(run / "export" / "merged.safetensors")
+    assert manifest["metadata"]["vocabulary"]["digest"] == result["data"]["vocabulary"]
+    assert "model.apply(variables, source, target_in, False)" in told
+    with pytest.raises(RunError, match="for networks of images"):
+        export.export(run, "program")
+
+
 @pytest.mark.parametrize("what", ["text", "vocabulary"])
 def test_other_text_or_vocabulary_is_refused(
     finished: Path, text: Path, tmp_path: Path, what: str
@@ -249,21 +286,23 @@ def test_bad_lines_are_counted_and_told(text: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("keys", "words"),
     [
-        ("protocol=published", "recipe=published"),
-        ("accumulate_steps=2", "smaller batch_size"),
-        ("heads=3", "heads that divide d_model"),
-        ("head_scale=0.01", "a head size of at least 1"),
-        ("model.max_length=8", "raise model.max_length"),
-        ("model.name=resnet", "for translation there is transformer"),
-        ("kind=conv", "no convolutions"),
-        ("vocabulary_size=100000", "the largest possible is"),
+        ({"protocol": "published"}, "recipe=published"),
+        ({"accumulate_steps": 2}, "smaller batch_size"),
+        ({"kind": "conv"}, "no convolutions"),
+        ({"model__heads": 3}, "heads that divide d_model"),
+        ({"model__head_scale": 0.01}, "a head size of at least 1"),
+        ({"model__max_length": 8}, "raise model.max_length"),
+        ({"model__name": "resnet"}, "for translation there is transformer"),
+        ({"vocabulary_size": 100_000}, "the largest possible is"),
+        ({"vocabulary_size": 100}, "the smallest possible is"),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_does_not_fit_is_refused(text: Path, argument: str, words: str) -> None:
+def test_what_does_not_fit_is_refused(text: Path, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(RunError, match=words):
-        tasks.load(arguments.settle(little_translations.config(text, argument)))
+        tasks.load(arguments.settle(little_translations.config(text, **keys)))
 
 
 def test_images_are_no_text() -> None:

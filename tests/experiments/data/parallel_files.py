@@ -1,6 +1,7 @@
 """Small parallel texts, written as the original files of the true layout."""
 
 import gzip
+import hashlib
 import io
 import lzma
 import tarfile
@@ -14,6 +15,26 @@ def lohelp_200() -> list[tuple[str, str]]:
     """The 200 committed pairs of real text."""
     lines = gzip.decompress(LOHELP_200.read_bytes()).decode().splitlines()
     return [(german, english) for german, english in (line.split("\t") for line in lines)]
+
+
+def _thousandth(page: str) -> int:
+    """Where a page belongs: below 25 testing, below 50 validation, else training."""
+    return int(hashlib.sha256(page.encode()).hexdigest(), 16) % 1000
+
+
+# A page of each split.
+LOHELP_PAGES = {
+    split: next(
+        page
+        for page in (f"shared/{i}.html" for i in range(9999))
+        if _thousandth(page) in thousandths
+    )
+    for split, thousandths in (
+        ("test", range(25)),
+        ("validation", range(25, 50)),
+        ("train", range(50, 1000)),
+    )
+}
 
 
 def tar(members: Mapping[str, bytes], mode: str) -> bytes:

@@ -7,8 +7,9 @@ import pytest
 from experiments.data import DataCorrupt, DataUnavailable
 from experiments.data.translation.parallel_text import ParallelText, pack
 from experiments.data.translation_data import encode, load_translation
-from experiments.data.vocabulary import EOS, PAD, Vocabulary
+from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
+from experiments.special_tokens import EOS, PAD
 
 PAIRS = [(german.encode(), english.encode()) for german, english in parallel_files.lohelp_200()]
 SIZE, LENGTH = 600, 40

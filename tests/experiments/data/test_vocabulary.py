@@ -3,8 +3,9 @@
 import pytest
 from parallel_files import lohelp_200
 
-from experiments.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
+from experiments.special_tokens import BOS, EOS, PAD, UNK
 
 
 @pytest.fixture(scope="module")

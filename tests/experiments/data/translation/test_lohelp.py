@@ -5,6 +5,7 @@ from pathlib import Path
 
 import parallel_files
 import pytest
+from parallel_files import LOHELP_PAGES as PAGES
 
 from experiments.data import DataCorrupt, DataUnavailable
 from experiments.data.catalog import translation_set
@@ -15,21 +16,6 @@ from experiments.data.translation.lohelp import Pair
 
 def load(**arguments):
     return find(translation_set("lohelp"), download="never", **arguments)
-
-
-def part(page):
-    """Where a page belongs, in thousandths: below 25 testing, below 50 validation."""
-    return int(hashlib.sha256(page.encode()).hexdigest(), 16) % 1000
-
-
-PAGES = {
-    split: next(p for p in (f"shared/{i}.html" for i in range(9999)) if part(p) in parts)
-    for split, parts in (
-        ("test", range(25)),
-        ("validation", range(25, 50)),
-        ("train", range(50, 1000)),
-    )
-}
 
 
 def page(*paragraphs):

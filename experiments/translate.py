@@ -1,0 +1,84 @@
+"""Translates text with a finished run: `python -m experiments.translate RUN < german > english`
+
+Standard input is read a sentence a line, UTF-8; each line of standard output is the translation of
+the line with its number, by the network of the best epoch and the beam search of the run's config.
+An empty line stays empty. Bytes that are no UTF-8 are read as U+FFFD, and a line of more tokens
+than the network was trained on is cut to as many; standard error says how many lines that were.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments import tasks
+from experiments.command_line import exit_code
+from experiments.data.vocabulary import Vocabulary
+from experiments.errors import RunError
+from experiments.finished_run import FinishedRun
+from experiments.special_tokens import EOS, PAD
+from experiments.tasks.translation import VOCABULARY, translations
+
+USAGE = "Usage: python -m experiments.translate RUN < TEXT"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def translate(place: Path, lines: Sequence[bytes]) -> tuple[list[str], list[str]]:
+    """The translations of some lines, and remarks about them.
+
+    Raises:
+      RunError: the run is not one of translation, not finished or damaged.
+    """
+    run = FinishedRun.read(place)
+    if run.config.task != "translation":
+        raise RunError(f"{place} is a run of {run.config.task}: it translates nothing")
+    network = tasks.network(run.config)
+    variables = run.restore_selected(run.plan(network))
+    vocabulary = Vocabulary(_bytes_of(place / VOCABULARY))
+    if vocabulary.digest != run.data.vocabulary:
+        raise RunError(f"{place / VOCABULARY} is not the vocabulary that the run was trained with")
+    texts = [line.decode(errors="replace").strip() for line in lines]
+    ids = vocabulary.encode(texts)
+    most = run.config.max_length - 1
+    source = np.full((len(ids), most + 1), PAD, np.int32)
+    for row, tokens in zip(source, ids, strict=True):
+        kept = [*tokens[:most], EOS]
+        row[: len(kept)] = kept
+    found = translations(
+        network, vocabulary, run.config.decoding, variables, source, lambda line: None
+    )
+    remarks = [
+        f"{count} lines {what}"
+        for what, count in (
+            ("are not UTF-8", sum(_REPLACEMENT in text for text in texts)),
+            (f"have more than {most} tokens and were cut", sum(len(row) > most for row in ids)),
+        )
+        if count
+    ]
+    return [line if text else "" for text, line in zip(texts, found, strict=True)], remarks
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Translates standard input."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise RunError(USAGE)
+    lines = sys.stdin.buffer.read().splitlines()
+    translations, remarks = translate(Path(arguments[0]), lines) if lines else ([], [])
+    for line in translations:
+        print(line)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: run(sys.argv[1:])))
