@@ -75,7 +75,8 @@ class Run:
     @property
     def score(self) -> float:
         """What it is judged by, in the unit of its measure."""
-        return float(self.section.measure.score(self.result))
+        measure = self.section.measure
+        return measure.factor * measure.written(self.result)
 
     @property
     def section(self) -> Section:
@@ -268,9 +269,15 @@ def t_interval(differences: Sequence[float] | np.ndarray) -> Interval | None:
 
 def paired_differences(setting: Setting, baseline: Setting) -> np.ndarray:
     """Score of `setting` minus score of `baseline`, for each seed that both have."""
-    reference = {run.seed: run.score for run in baseline.runs}
-    pairs = [(run.score, reference[run.seed]) for run in setting.runs if run.seed in reference]
-    return np.array([score - other for score, other in pairs])
+    measure = setting.runs[0].section.measure
+    reference = {run.seed: measure.written(run.result) for run in baseline.runs}
+    pairs = [
+        (measure.written(run.result), reference[run.seed])
+        for run in setting.runs
+        if run.seed in reference
+    ]
+    # The unit comes last: accuracies are shares of some thousand, so that means may be ties.
+    return measure.factor * np.array([score - other for score, other in pairs])
 
 
 def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

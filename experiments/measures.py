@@ -75,9 +75,9 @@ class Measure:
         """The name at the beginning of a sentence."""
         return self.name[0].upper() + self.name[1:]
 
-    def score(self, result: Result) -> float:
-        """The score of a run, in its unit."""
-        return self.factor * value_at(result, self.key)
+    def written(self, result: Result) -> float:
+        """The score of a run as its result has it, without `factor`."""
+        return float(value_at(result, self.key))
 
 
 def value_at(content: Any, key: str) -> Any:
@@ -97,7 +97,8 @@ def _signature(results: Sequence[Result]) -> list[str]:
     found = sorted({str(value_at(result, "scores.signature")) for result in results})
     notes = [
         "BLEU is sacreBLEU's, of the test set translated by beam search with the network of the "
-        f"best validation loss; signature {', '.join(f'`{signature}`' for signature in found)}."
+        f"best validation loss; signature {', '.join(f'`{signature}`' for signature in found)}. "
+        "Tokenised BLEU is of lower-cased tokens, without smoothing (`experiments.bleu`)."
     ]
     if len(found) > 1:
         notes.append(

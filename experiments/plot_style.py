@@ -135,9 +135,11 @@ def mark(epochs: np.ndarray) -> dict[str, Any]:
 
 
 def epoch_axis(axis: Axes) -> None:
+    """Of an axis on which everything is drawn; whole epochs have ticks, where there are some."""
     axis.set_xlabel("epoch")
     axis.set_xlim(left=0)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole = axis.get_xlim()[1] >= 2
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True) if whole else MaxNLocator(4))
 
 
 def wrapped(title: str, letters: int) -> str:

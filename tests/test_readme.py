@@ -84,7 +84,7 @@ class Shell:
             **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
         }
 
-    def run(self, command: str, *further: str, code: int = 0) -> str:
+    def run(self, command: str, *further: str, code: int = 0, stdin: str = "") -> str:
         """Runs one command, and returns what it printed (on stderr, if it is to fail)."""
         words = shlex.split(command)
         assert words[0] in ("python", ".venv/bin/python"), command
@@ -92,6 +92,7 @@ class Shell:
             [sys.executable, *words[1:], *further],
             cwd=self.folder,
             env=self.environment,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=600,
@@ -125,13 +126,21 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             case ["-m", "experiments.main", "--config=configs/distillation.py:runlocal"]:
                 # It takes minutes; a shorter run of this kind is tested with the diagnostics.
                 assert distillation.get_config("runlocal").merge
+            case ["-m", "experiments.main", "--config=configs/translation.py:runlocal"]:
+                folder = "runs/translation_local-runlocal-seed1"
+                short = ("--config.steps=1", "--config.decoding.beam=1", f"--workdir={folder}")
+                printed = shell.run(command, *short, "--config.decoding.max_length=1")
+                assert "test set: sacrebleu" in printed
+            case ["-m", "experiments.translate", folder, "<", _]:
+                printed = shell.run(command.partition(" <")[0], stdin="eins\n\n")
+                assert len(printed.splitlines()) == 2 and printed.endswith("\n\n")
             case ["-m", "experiments.main", config]:
                 # Its data is downloaded, and there is no network.
-                data = "tiny_imagenet" if "data=tiny_imagenet" in config else "cifar10"
+                data = re.search(r"data=(\w+)", f"{config},data=cifar10")[1]
                 message = shell.run(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
-                assert len(list(tmp_path.glob("runs/*"))) <= 2
+                assert len(list(tmp_path.glob("runs/*"))) <= 3
             case ["-m", "experiments.sweep", sweep] if sweep.endswith(":runlocal"):
                 runs = {"norm_replay": 3, "decay_study": 12}[Path(sweep.split(":")[0]).stem]
                 assert len(plan_sweep(Path(sweep.split(":")[0]), tmp_path, "runlocal")) == runs

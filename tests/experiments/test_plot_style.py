@@ -54,6 +54,18 @@ def test_nothing_is_drawn_where_a_run_was_not_trained_or_is_not_finite():
     np.testing.assert_allclose(line, [(0, 0), (1, 3), (2, 4), (3, 5)])
 
 
+@pytest.mark.parametrize(("last", "most"), [(0.28, 6), (1.3, 6), (3.7, 11), (200.0, 11)])
+def test_ticks_are_few_and_where_there_are_some_at_whole_epochs(last, most):
+    with plot_style.panels(1, 1, (4, 3)) as (_, (axis,)):
+        axis.plot([0, last], [1, 2])
+        plot_style.epoch_axis(axis)
+    ticks = axis.get_xticks()
+    assert 2 <= len(ticks) <= most
+    assert axis.get_xlim()[0] == 0
+    if last >= 2:
+        np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
 @pytest.mark.parametrize("width", [4.0, 6.4, 10.0])
 @pytest.mark.parametrize("length", [3, 30, 120])
 def test_legends_fit_into_the_figure(width, length):

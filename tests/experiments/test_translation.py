@@ -216,7 +216,7 @@ def test_the_command_translates_lines(finished: Path, text: Path, tmp_path: Path
     expected = [line.partition(" ")[2].strip() for line in told if line.startswith("translation")]
     assert found[: len(german)] == expected
     assert found[len(german)] == "" and len(found) == len(german) + 3
-    assert remarks == ["1 lines are not UTF-8", "1 lines have more than 23 tokens and were cut"]
+    assert remarks == ["1 lines are not UTF-8", "1 lines have more than 31 tokens and were cut"]
     broken = shutil.copytree(finished, tmp_path / "run")
     (broken / "vocabulary.model").write_bytes(retrained(text).model)
     with pytest.raises(RunError, match="not the vocabulary that the run was trained with"):

@@ -230,7 +230,6 @@ class Raw(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "name", "shape"),
     [
-        (lambda: nn.Embed(4, 5, name="layer"), "embedding", (4, 5)),
         (lambda: nn.Embed(4, 5, name="layer"), "embedding", (4, 2)),
         (lambda: nn.BatchNorm(True, name="layer"), "scale", (4, 5)),
         (lambda: nn.ConvTranspose(5, (3,), name="layer"), "kernel", (3, 4, 5)),
