@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from experiments import config_keys, setting_names
+from experiments import config_keys, measures, setting_names
 from experiments.forms import Forms
 from experiments.metrics import duration
 from experiments.result import FILE_NAME as RESULT
@@ -64,12 +64,16 @@ def at_step_0(start: Start) -> str:
 def closing(outcome: Result, workdir: Path) -> str:
     """What a run reached, and where that is written."""
     final, best, start = outcome.final, outcome.best, outcome.start
+    measure = measures.of_task(outcome.config["task"])
     left_out = outcome.diagnostics_left_out > 0
     lines = [
         at_step_0(start) if start else None,
-        f"final test accuracy {final.accuracy:.2%} (loss {final.loss:.3f}) "
+        f"final test {measure.per_epoch} {final.accuracy:.2%} (loss {final.loss:.3f}) "
         f"after {outcome.epochs:g} epochs, {duration(outcome.wall_time_s)}",
-        f"best {best.split} accuracy {best.accuracy:.2%} at epoch {best.epoch:g}" if best else None,
+        f"best on {best.split}: {measure.per_epoch} {best.accuracy:.2%} (loss {best.loss:.3f}) "
+        f"at epoch {best.epoch:g}"
+        if best
+        else None,
         *_scored(outcome),
         *_merged(outcome, workdir),
         *_replayed(outcome),

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base, cifar_resnet, compression, quickstart, tensor
+from configs import base, cifar_resnet, compression, quickstart, tensor, translation
 from experiments import arguments, config_keys
 from experiments.errors import RunError
 
@@ -31,7 +31,9 @@ def config_flag(monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize("module", [base, cifar_resnet, compression, quickstart, tensor])
+@pytest.mark.parametrize(
+    "module", [base, cifar_resnet, compression, quickstart, tensor, translation]
+)
 def test_every_key_has_a_type_and_every_config_settles(module):
     config = module.get_config()
     for key in config_keys.flatten(config):
@@ -42,7 +44,17 @@ def test_every_key_has_a_type_and_every_config_settles(module):
     # The device decides on this one, when the run starts.
     still_open = [key for key, value in config_keys.flatten(settled).items() if value is None]
     assert still_open == ["steps_per_dispatch"]
-    assert config_keys.flatten(base.get_config()).keys() == config_keys.flatten(config).keys()
+    keys, of_base = (
+        config_keys.flatten(config).keys(),
+        config_keys.flatten(base.get_config()).keys(),
+    )
+    if config.task == "classification":
+        assert keys == of_base
+    else:  # Without what is for images, and with what is for text.
+        images = {"validation", "model.depth", "model.width"}
+        assert {key for key in of_base - keys if not key.startswith("augment.")} == images
+        text = {"vocabulary_size", "max_length", "label_smoothing"}
+        assert {key for key in keys - of_base if "." not in key} == text
 
 
 def test_defaults_are_the_published_recipe():

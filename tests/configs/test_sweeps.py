@@ -10,7 +10,10 @@ import pytest
 from planned_runs import settled
 
 ROOT = Path(__file__).parents[2]
-SWEEPS = {"cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44}
+SWEEPS = {
+    "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
+    "translation": 858, "translation_small": 12,
+}  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("at_the_root")
 
@@ -38,12 +41,13 @@ def test_every_sweep_is_counted_here():
 @pytest.mark.parametrize("name", SWEEPS)
 def test_counts(name):
     configs, _ = settled(name)
-    seeds = {"compression_small": (1, 2)}.get(name, (1, 2, 3))
+    seeds = (1, 2) if name.endswith("_small") else (1, 2, 3)
     assert len(configs) == SWEEPS[name]
     assert Counter(c["seed"] for c in configs) == dict.fromkeys(seeds, SWEEPS[name] // len(seeds))
     assert len(without_seed(configs)) == SWEEPS[name] // len(seeds)
     assert [c["seed"] for c in configs] == sorted(c["seed"] for c in configs)
-    protocol = "ours" if name == "compression_small" else "published"
+    # In translation it is the recipe that is published.
+    protocol = "ours" if name.endswith("_small") or name == "translation" else "published"
     assert {c["protocol"] for c in configs} == {protocol}
 
 
@@ -142,3 +146,63 @@ def test_compression_small_is_six_methods_on_quarter_width_twins():
     assert methods == {"dense": 4, "prune": 8} | dict.fromkeys(factorized, 8)
     assert {c["ratio"] for c in configs} == {0, 0.05, 0.1}
     assert {c["model.name"] for c in configs} == {"vgg", "projection_resnet"}
+
+
+def test_translation_is_the_published_grid():
+    """286 settings, from the flags of the published scripts."""
+    configs = [c for c in settled("translation")[0] if c["seed"] == 1]
+    names = ("rank_scale", "init", "decay", "weight_decay", "products.init", "products.decay")
+    found = Counter()
+    for c in configs:
+        frobenius = c["products.decay"] != "none" or (c["rank_scale"] and c["decay"] == "frobenius")
+        coefficient = c["frobenius_decay"] if frobenius else 0.0
+        # Of what is not factorized, neither is anything said.
+        said = tuple(c[name] for name in names) if c["rank_scale"] else (
+            0.0, None, None, *(c[name] for name in names[3:])
+        )  # fmt: skip
+        found[(*said, coefficient)] += 1
+    expected = Counter()
+    for scale, value, ov, qk, linear, spectral, spectral_products in itertools.product(
+        (0.0, 0.25, 0.5), (0.0, 1e-6, 5e-6, 1e-5, 5e-5, 1e-4, 5e-4, 1e-3), *[(False, True)] * 5
+    ):
+        if (
+            (value > 1e-4 and (scale or spectral_products))
+            or ((ov or linear) and not value)
+            or (qk and not ov)
+            or ((linear or spectral) and not scale)
+        ):
+            continue
+        any_frobenius = ov or linear
+        decay = "frobenius" if linear else "none" if ov else "plain"
+        expected[
+            scale,
+            ("spectral" if spectral else "regular") if scale else None,
+            decay if scale else None,
+            0.0 if any_frobenius else value,
+            "qk_ov" if spectral_products else "none",
+            "qk_ov" if qk else "ov" if ov else "none",
+            value if any_frobenius else 0.0,
+        ] += 1
+    assert found == expected
+    assert len(expected) == 286 and set(expected.values()) == {1}
+    assert {(c["decay_position"], c["momentum"], c["clip_norm"]) for c in configs} == {
+        ("published", 0.99, 0.1)
+    }
+
+
+def test_translation_small_is_six_settings_of_one_budget():
+    configs, _ = settled("translation_small")
+    assert {(c["steps"], c["batch_size"], c["data.name"]) for c in configs} == {
+        (3000, 1500, "lohelp")
+    }
+    settings = {
+        (c["init"], c["decay"], c["products.init"], c["products.decay"])
+        for c in configs
+        if c["rank_scale"]
+    }
+    assert settings == {
+        *((i, d, "none", "none") for i in ("regular", "spectral") for d in ("plain", "frobenius")),
+        ("spectral", "frobenius", "qk_ov", "qk_ov"),
+    }
+    assert {c["rank_scale"] for c in configs} == {0.0, 0.25}
+    assert {c["model.head_scale"] for c in configs} == {1.0, 0.25}
