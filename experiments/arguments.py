@@ -194,8 +194,9 @@ def settle(config: ConfigDict) -> ConfigDict:
             group, _, last = key.rpartition(".")
             if group == "augment" and group not in config:
                 continue  # What is not made of images has no such keys.
-            owner = config.setdefault(group, ConfigDict()) if group else config
-            owner[last] = ADDED_LATER[key]
+            if group and group not in config:
+                config[group] = ConfigDict()
+            (config[group] if group else config)[last] = ADDED_LATER[key]
         for key in [key for key in REMOVED if key in config]:
             del config[key]
     published = config.protocol == "published"
