@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from closeness import assert_close
 from jaxprs import largest_intermediate
 from weights_cases import CASES, TWO_FACTOR_CASES, Case, PlusDiagonal, matrix, naive_dense
 
@@ -58,11 +59,6 @@ def closed_form(case: Case, factors):
     if "m" in factors:
         found["m"] = a @ m @ b
     return found
-
-
-def assert_close(found, expected, tolerance):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @every_case
