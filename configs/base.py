@@ -98,7 +98,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.learning_rate = 0.1
     config.momentum = 0.9
     # milestones: the learning rate is multiplied by `milestone_factor` at the start of epoch
-    # int(fraction * epochs), for each fraction in `milestones`.
+    # int(fraction * epochs), or at step int(fraction * steps), for each fraction in `milestones`.
     # inverse_sqrt: it goes from `warmup_learning_rate` to `learning_rate` within `warmup_steps`,
     # and falls with the square root of the step from there on.
     config.schedule = "milestones"
@@ -118,8 +118,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Execution. None of these changes what is computed.
     config.eval_batch_size = 500
-    # An upper bound on training steps per call into the device. None: 16; on a CPU fewer where
-    # that would take long, and 1 where images are stored as written.
+    # An upper bound on training steps per call into the device. None: 16; 1 where batches of
+    # several shapes take turns; on a CPU fewer where 16 would take long, and 1 where images are
+    # stored as written.
     config.steps_per_dispatch = placeholder(int)
     # How images are stored inside compiled functions: as_written, or batch_minor, which is a
     # multiple faster on a CPU. auto: batch_minor on a single CPU device.

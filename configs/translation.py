@@ -31,7 +31,7 @@ from experiments import arguments
 from experiments.models.transformer import SIZES
 
 VOCABULARY = {"tiny": 1000, "small": 4000, "published": 10000}
-FOR_IMAGES = ("augment", "validation")
+FOR_IMAGES = ("augment", "validation", "eval_batch_size", "expected_accuracy")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:

@@ -231,6 +231,11 @@ def _settle_size(config: ConfigDict) -> None:
             f"{given}: singular values are worth something in a trained network only; name one "
             "by start=RUN"
         )
+    if config.ratio and config.model.get("head_scale", 1.0) != 1:
+        raise RunError(
+            f"{given} with model.head_scale={config.model.head_scale:g}: a ratio is reached by "
+            "ranks alone; give head_scale=1, or a rank_scale"
+        )
     if config.method == "prune" and config.kind in TENSOR_KINDS:
         raise RunError(f"method=prune with kind={config.kind}: what is pruned is convolutions")
     if config.method == "prune" and not config.ratio:
@@ -254,8 +259,8 @@ def _settle_size(config: ConfigDict) -> None:
     if config.variant != "flat" and (not factorized or config.kind in TENSOR_KINDS):
         raise RunError(
             f"variant={config.variant} with {given or 'rank_scale=0'}, method={config.method}, "
-            f"kind={config.kind}: only factorized convolutions have a factor in the middle "
-            "(rank_scale=1 is the published deep network)"
+            f"kind={config.kind}: only factorized matrices and convolutions have a factor in the "
+            "middle (rank_scale=1 is the published deep network)"
         )
 
 

@@ -67,6 +67,11 @@ class Checkpoints:
         self, folder: Path, keep: int, *, read_only: bool = False, name: str = FOLDER
     ) -> None:
         self._folder = folder.resolve() / name
+        self._advice = "nothing was changed; " + (
+            "remove that folder to continue from an earlier one"
+            if name == FOLDER
+            else "it is not made again: train anew, in another --workdir"
+        )
         # Orbax logs much and at high levels; what matters here arrives as an exception.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
@@ -146,9 +151,9 @@ class Checkpoints:
           RunError: the checkpoint is damaged, or of another config, factorization or data.
         """
         if step is None:
-            raise RunError(f"{self._folder} has no checkpoint")
+            raise RunError(f"{self._folder} has no checkpoint; {self._advice}")
         place = f"checkpoint {self._folder / str(step)}"
-        advice = "nothing was changed; remove that folder to continue from an earlier one"
+        advice = self._advice
         try:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())

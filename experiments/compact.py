@@ -19,7 +19,7 @@ from experiments import files, merging
 from experiments.errors import RunError
 from experiments.model_description import description
 from experiments.result import Compact
-from experiments.state import TrainState
+from experiments.state import Variables
 
 FILE_NAME = "compact.safetensors"
 
@@ -34,7 +34,7 @@ def save(
     folder: Path,
     config: ConfigDict,
     task: Any,
-    state: TrainState,
+    network: Variables,
     commit: Mapping[str, Any] | None,
 ) -> Compact:
     """Writes the merged network of a trained state to a run folder.
@@ -43,17 +43,18 @@ def save(
       folder: of the run.
       config: settled.
       task: with the test images, see `experiments.tasks`.
-      state: after training.
+      network: trained.
       commit: of the source tree, for the file's manifest.
 
     Raises:
       RunError: it cannot be written, or its logits are not those of the factors.
     """
-    found = merging.compare(config, task, state.params, state.model_state)
+    found = merging.compare(config, task, network.params, network.model_state)
     path = folder / FILE_NAME
-    tree = {"params": lrj.merge(state.params), **state.model_state}
+    tree = {"params": lrj.merge(network.params), **network.model_state}
     with files.writing(path):
-        lrj.export.save(path, tree, description(config, task, found.merged.accuracy, commit))
+        measured = {"split": "test", "accuracy": found.merged.accuracy}
+        lrj.export.save(path, tree, description(config, task, measured, commit))
     return Compact(
         parameters=found.merged.parameters,
         accuracy=found.merged.accuracy,

@@ -38,7 +38,7 @@ def heading(task: Any, plan: Plan, applied: Forms, total_steps: int, workdir: Pa
         f"{plan.mesh.size} "
         f"{jax.devices()[0].platform} device(s)",
     ]
-    if config.expected_accuracy:
+    if config.get("expected_accuracy"):
         lines.append(
             f"expected to reach at least {config.expected_accuracy:.1%} on the test images"
         )

@@ -67,9 +67,10 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
             f"{folder}: --format=program is for networks of images; --format=merged writes the "
             "parameters of one of text, and python -m experiments.translate applies it"
         )
-    variables = jax.device_get(Variables(restored.state.params, restored.state.model_state))
-    revision = files.read_json(folder / RESULT).get("commit")
-    metadata = description(run.config, task, run.accuracy, revision)
+    variables = jax.device_get(restored.variables)
+    result = files.read_json(folder / RESULT)
+    measured = result.get("scores") or {"split": "test", "accuracy": run.accuracy}
+    metadata = description(run.config, task, measured, result.get("commit"))
     path = out or folder / FOLDER / ("program" if form == "program" else f"{form}.safetensors")
     write = {"factored": _write, "merged": _write_merged, "program": _write_program}[form]
     try:
@@ -81,7 +82,8 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     count = recipe.counted_parameters(run.config, written)
     return (
         f"{path}: {form}, {count:,} parameters, {size:,} bytes, read back and compared\n"
-        f"recorded test accuracy {run.accuracy:.2%}; to use it:\n{usage}"
+        f"recorded: {', '.join(f'{name} {value}' for name, value in measured.items())}\n"
+        f"to use it:\n{usage}"
     )
 
 

@@ -35,7 +35,8 @@ class FinishedRun:
       config: settled.
       data: what it was trained on.
       step: of its final state.
-      accuracy: of its final state on the test images, as recorded.
+      accuracy: of its final state on the test split, as recorded.
+      best_step: at which its best epoch ended; None if none was selected.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class FinishedRun:
     data: Data
     step: int
     accuracy: float
+    best_step: int | None
 
     @classmethod
     def read(cls, place: str | os.PathLike[str]) -> FinishedRun:
@@ -64,7 +66,14 @@ class FinishedRun:
         try:
             final = result["final"]
             config = arguments.settle(ConfigDict(saved))
-            return cls(folder, config, Data(**data), int(final["step"]), float(final["accuracy"]))
+            return cls(
+                folder=folder,
+                config=config,
+                data=Data(**data),
+                step=int(final["step"]),
+                accuracy=float(final["accuracy"]),
+                best_step=(result.get("best") or {}).get("step"),
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             names = f"{RESULT}, {run_folder.CONFIG} or {run_folder.DATA}"
             raise RunError(f"{folder}: {names} is damaged: {error!r}") from error
@@ -102,16 +111,16 @@ class FinishedRun:
           RunError: there is none that is whole.
         """
         target = Variables(plan.abstract.params, plan.abstract.model_state)
-        return self._read(SELECTED, None, target, plan, self.data)
+        return self._read(SELECTED, self.best_step, target, plan, self.data)
 
     def _read(self, name: str, step: int | None, target: Any, plan: Plan, data: Data) -> Any:
-        """What a checkpoint holds; without a step the newest one."""
+        """What a checkpoint holds."""
         checkpoints = Checkpoints(
             self.folder, self.config.keep_checkpoints, read_only=True, name=name
         )
         with contextlib.closing(checkpoints):
             restored, _ = checkpoints.restore(
-                checkpoints.latest() if step is None else step,
+                step,
                 target,
                 config=self.config,
                 table=plan.table,

@@ -135,7 +135,7 @@ def measure(restored: RestoredRun, say: Say = print) -> InferenceCost:
     config, network = restored.run.config, restored.task.network
     contenders = _contenders(restored)
     latencies: dict[str, list[Latency]] = {form: [] for form in contenders}
-    for batch_size in sorted({1, config.eval_batch_size}):
+    for batch_size in sorted({1, config.get("eval_batch_size", config.batch_size)}):
         for form, latency in _latencies(contenders, batch_size, say).items():
             latencies[form].append(latency)
     costs = {

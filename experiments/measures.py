@@ -138,6 +138,9 @@ _BLEU = Measure(
 )
 
 
+MEASURES = {"classification": _ACCURACY, "translation": _BLEU}
+
+
 def of_task(task: str) -> Measure:
     """The measure of the runs of a task."""
-    return _BLEU if task == "translation" else _ACCURACY
+    return MEASURES[task]

@@ -158,36 +158,35 @@ class Progress:
 
     Args:
       total_steps: steps of the whole run.
-      batch_size: examples per step.
-      step: steps done when the run (or its continuation) starts.
       clock: seconds, from any origin.
-      unit: what a batch has `batch_size` of.
+      unit: what is counted.
     """
 
     def __init__(
         self,
         total_steps: int,
-        batch_size: int,
-        step: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         unit: str = "examples",
     ) -> None:
         self._unit = unit
-        self._total, self._batch_size, self._clock = total_steps, batch_size, clock
+        self._total, self._clock = total_steps, clock
+        self._done = 0  # examples
         self._start: tuple[int, float] | None = None
-        self._recent = [(step, clock())]
+        self._recent = [(0, clock())]
         self.examples_per_second = float("nan")
         self.seconds_left = float("nan")
 
-    def update(self, step: int) -> None:
-        """Notes that `step` steps are done; sets `examples_per_second` and `seconds_left`."""
+    def update(self, step: int, examples: int) -> None:
+        """Notes that `step` steps are done, with `examples` more; sets `examples_per_second` and
+        `seconds_left`."""
         now = self._clock()
-        self._recent.append((step, now))
+        self._done += examples
+        self._recent.append((self._done, now))
         while len(self._recent) > 2 and now - self._recent[1][1] >= _RATE_SECONDS:
             self._recent.pop(0)
-        done, taken = step - self._recent[0][0], now - self._recent[0][1]
+        done, taken = self._done - self._recent[0][0], now - self._recent[0][1]
         if done > 0 and taken > 0:
-            self.examples_per_second = done * self._batch_size / taken
+            self.examples_per_second = done / taken
         if self._start is None:
             self._start = (step, now)
         start_step, start_time = self._start

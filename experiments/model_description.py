@@ -11,14 +11,17 @@ from experiments.tasks.task import Task
 
 
 def description(
-    config: ConfigDict, task: Task, accuracy: float, commit: Mapping[str, Any] | None
+    config: ConfigDict,
+    task: Task,
+    measured: Mapping[str, Any],
+    commit: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What a model is and what it expects, as plain data for the manifest of an export.
 
     Args:
       config: of the run, settled.
       task: of the run, see `experiments.tasks`.
-      accuracy: on the test split, a fraction.
+      measured: what it was found to do, with the split.
       commit: of the source tree that trained it, see `experiments.result.commit`.
     """
     return {
@@ -29,5 +32,5 @@ def description(
         "kind": config.kind,
         "data": {"name": task.data.name, "fingerprint": task.data.fingerprint},
         **task.description(),
-        "test_accuracy": accuracy,
+        "measured": dict(measured),
     }

@@ -96,7 +96,10 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     warmup_steps = config.warmup_epochs * steps_per_epoch
     boundaries: dict[int, float] = {}
     for fraction in config.milestones:
-        boundary = int(fraction * config.epochs) * steps_per_epoch - warmup_steps
+        if config.steps:
+            boundary = int(fraction * config.steps) - warmup_steps
+        else:
+            boundary = int(fraction * config.epochs) * steps_per_epoch - warmup_steps
         boundaries[boundary] = boundaries.get(boundary, 1.0) * config.milestone_factor
     pieces = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
     if not warmup_steps:

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments import tasks
 from experiments.finished_run import FinishedRun
-from experiments.state import Plan, TrainState
+from experiments.state import Plan, TrainState, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +23,15 @@ class RestoredRun:
       task: its network and its data, see `experiments.tasks`.
       plan: by its own factorization table.
       state: the final one.
+      variables: of the network that the run gives away: that of the best epoch where it is kept,
+        otherwise the final one.
     """
 
     run: FinishedRun
     task: Any
     plan: Plan
     state: TrainState
+    variables: Variables
 
     @classmethod
     def read(cls, place: str | os.PathLike[str]) -> RestoredRun:
@@ -41,4 +44,7 @@ class RestoredRun:
         run = FinishedRun.read(place)
         task = tasks.load(run.config)
         plan = run.plan(task.network)
-        return cls(run, task, plan, run.restore(plan, task.data))
+        state = run.restore(plan, task.data)
+        kept = task.selects is not None and task.selects.kept
+        final = Variables(state.params, state.model_state)
+        return cls(run, task, plan, state, run.restore_selected(plan) if kept else final)

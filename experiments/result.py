@@ -3,7 +3,7 @@
     {"name", "seed", "config", "data": {"name", "origin", "fingerprint", "vocabulary"},
      "parameters", "dense_parameters", "ratio", "multiply_adds", "dense_multiply_adds",
      "final": {"split", "accuracy", "loss", "epoch", "step"},
-     "best": {"split", "accuracy", "loss", "epoch"} or null where no epoch was selected,
+     "best": {"split", "accuracy", "loss", "epoch", "step"} or null where no epoch was selected,
      "start": {"run", "accuracy", "loss", "factorized": {"accuracy", "loss"} or null} or null,
      "compact": {"parameters", "accuracy", "loss", "logit_difference", "file"} or null,
      "scores": {"split", "bleu", ...} or null where the task has no others than accuracy and loss,
@@ -39,6 +39,8 @@ _DISTRIBUTIONS = {
     "optax": "optax",
     "orbax": "orbax-checkpoint",
     "numpy": "numpy",
+    "sacrebleu": "sacrebleu",
+    "sentencepiece": "sentencepiece",
     "lowrank_jax": "lowrank_jax",
 }
 
@@ -73,12 +75,13 @@ class Final:
 @dataclasses.dataclass(frozen=True)
 class Best:
     """The best epoch by its accuracy, or by its loss, on `split`: the test set under
-    protocol=published. In older files there is no loss."""
+    protocol=published. In older files there is neither loss nor step."""
 
     split: str
     accuracy: float
     epoch: float
     loss: float | None = None
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ class StopSignal:
     def leave_if_requested(self) -> None:
         """For moments at which everything there is to save is saved."""
         if self.requested:
-            raise Stopped("stopped while starting; start again to continue")
+            raise Stopped("stopped between two steps; start again to continue")
 
     def __enter__(self) -> StopSignal:
         try:

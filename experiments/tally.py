@@ -66,7 +66,11 @@ def means(sums: Mapping[str, Any]) -> dict[str, float]:
 
 
 def note_best(
-    tally: Tally, selection: Selection | None, scalars: Mapping[str, float], epoch: float
+    tally: Tally,
+    selection: Selection | None,
+    scalars: Mapping[str, float],
+    epoch: float,
+    step: int,
 ) -> bool:
     """Keeps the epoch if it is the best so far, and says whether it is; there may be none to select
     on."""
@@ -75,7 +79,7 @@ def note_best(
     found = {name: scalars[f"{selection.split}_{name}"] for name in ("accuracy", "loss")}
     if tally["best"] is not None and not selection.better(found, tally["best"]):
         return False
-    tally["best"] = {"split": selection.split, "epoch": epoch, **found}
+    tally["best"] = {"split": selection.split, "epoch": epoch, "step": step, **found}
     return True
 
 

@@ -122,7 +122,9 @@ def _train(
         files.write_bytes(workdir / name, content)
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     selects = task.selects
-    selected = Checkpoints(workdir, 1, name=SELECTED) if selects and selects.kept else None
+    # Those of the epochs since the newest checkpoint, and the one that it tells of.
+    kept = config.checkpoint_every_epochs + 1
+    selected = Checkpoints(workdir, kept, name=SELECTED) if selects and selects.kept else None
     latest = checkpoints.latest()
 
     # ---------------------------------------------------------------- how kernels are applied
@@ -135,6 +137,13 @@ def _train(
     say(console.heading(task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
+    def read_selected(selected: Checkpoints, step: int) -> Variables:
+        target = Variables(plan.abstract.params, plan.abstract.model_state)
+        found, _ = selected.restore(
+            step, target, config=config, table=plan.table, fingerprint=task.data.identity
+        )
+        return found
+
     stop.leave_if_requested()
     if latest is None:
         state = states.create(plan, task.network, start)
@@ -153,6 +162,8 @@ def _train(
         progress = tally.new(progress["steps_per_dispatch"]) | progress
         if record is not None and progress["replayed"] != record.digest:
             raise RunError(f"{record.run} has recorded other norms since this run began")
+        if selected is not None and progress["best"] and progress["best"]["step"] != latest:
+            read_selected(selected, progress["best"]["step"])  # Now, and not when all is done.
         say(f"continuing from step {latest}")
         if progress["versions"] != versions():
             say("the versions of the software have changed since: the bits may differ")
@@ -171,7 +182,6 @@ def _train(
 
     def step_function(cut: Dispatch) -> Any:
         if (cut.steps, cut.batch) not in compiled:
-            stop.leave_if_requested()
             began = time.perf_counter()
             function = dispatch_function(task, plan, cut.steps, cut.batch)
             order = jax.device_put(task.order(0), everywhere)
@@ -181,6 +191,7 @@ def _train(
         return compiled[cut.steps, cut.batch]
 
     for cut in cuts_of(0):
+        stop.leave_if_requested()
         step_function(cut)
     evaluate = jax.jit(plan.in_layout(task.evaluate))
     say(f"compiled in {time.perf_counter() - compiling:.0f} s")
@@ -197,7 +208,7 @@ def _train(
     # ---------------------------------------------------------------- epochs
     step = int(state.step)
     spent_before = progress["wall_time_s"]
-    pace = Progress(total_steps, config.batch_size, step, unit=task.unit)
+    pace = Progress(total_steps, unit=task.unit)
     told = time.perf_counter()
     diagnostics = KernelDiagnostics(config, plan, progress)
     profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
@@ -264,7 +275,7 @@ def _train(
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 tally.add(progress, sums)
-                pace.update(step)
+                pace.update(step, int(np.asarray(sums["count"]).sum()))
                 rate = float(plan.schedule(step - 1))
                 if cut is not cuts[-1]:
                     done = step / len(batches)
@@ -291,7 +302,7 @@ def _train(
             if last or "validation" not in task.sizes():
                 scalars |= scores_of("test", state)
             if step >= recipe.reduced_from(config, len(batches)):
-                best = tally.note_best(progress, selects, scalars, done)
+                best = tally.note_best(progress, selects, scalars, done, step)
                 if best and selected is not None:
                     save(selected, Variables(state.params, state.model_state))
             write(done, scalars, diagnostics.measure(state.params, rate) if due else None)
@@ -308,20 +319,19 @@ def _train(
     # ---------------------------------------------------------------- what is measured once
     network = Variables(state.params, state.model_state)
     if selected is not None:
-        target = Variables(plan.abstract.params, plan.abstract.model_state)
-        network, _ = selected.restore(
-            selected.latest(),
-            target,
-            config=config,
-            table=plan.table,
-            fingerprint=task.data.identity,
-        )
+        if progress["best"]["step"] != step:
+            network = read_selected(selected, progress["best"]["step"])
         selected.close()
-    scores = task.scores(network, workdir, say)
+
+    def say_or_leave(line: str) -> None:
+        stop.leave_if_requested()
+        say(line)
+
+    scores = task.scores(network, workdir, say_or_leave)
 
     # ---------------------------------------------------------------- the result
     recorded = norm_record.write(workdir, state.opt_state) if recipe.records_norms(config) else {}
-    merged = compact.save(workdir, config, task, state, revision) if config.merge else None
+    merged = compact.save(workdir, config, task, network, revision) if config.merge else None
     progress["wall_time_s"] = elapsed()
     outcome = tally.result_of(
         progress,

@@ -12,18 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from experiments import tasks
 from experiments.command_line import exit_code
+from experiments.data.translation.parallel_text import lines_of
+from experiments.data.translation_data import is_utf8, source_rows, text_of
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
-from experiments.special_tokens import EOS, PAD
 from experiments.tasks.translation import VOCABULARY, translations
 
 USAGE = "Usage: python -m experiments.translate RUN < TEXT"
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def translate(place: Path, lines: Sequence[bytes]) -> tuple[list[str], list[str]]:
@@ -40,24 +38,17 @@ def translate(place: Path, lines: Sequence[bytes]) -> tuple[list[str], list[str]
     vocabulary = Vocabulary(_bytes_of(place / VOCABULARY))
     if vocabulary.digest != run.data.vocabulary:
         raise RunError(f"{place / VOCABULARY} is not the vocabulary that the run was trained with")
-    texts = [line.decode(errors="replace").strip() for line in lines]
-    ids = vocabulary.encode(texts)
-    most = run.config.max_length - 1
-    source = np.full((len(ids), most + 1), PAD, np.int32)
-    for row, tokens in zip(source, ids, strict=True):
-        kept = [*tokens[:most], EOS]
-        row[: len(kept)] = kept
+    texts = [text_of(line) for line in lines]
+    most = run.config.max_length
+    source = source_rows(vocabulary, texts, most)
     found = translations(
         network, vocabulary, run.config.decoding, variables, source, lambda line: None
     )
-    remarks = [
-        f"{count} lines {what}"
-        for what, count in (
-            ("are not UTF-8", sum(_REPLACEMENT in text for text in texts)),
-            (f"have more than {most} tokens and were cut", sum(len(row) > most for row in ids)),
-        )
-        if count
-    ]
+    cut = sum(len(ids) >= most for ids in vocabulary.encode(texts))
+    bad = sum(not is_utf8(line) for line in lines)
+    remarks = [f"{bad} of {len(lines)} lines are not UTF-8"] if bad else []
+    if cut:
+        remarks.append(f"{cut} of {len(lines)} lines have {most} tokens or more, and were cut")
     return [line if text else "" for text, line in zip(texts, found, strict=True)], remarks
 
 
@@ -72,10 +63,11 @@ def run(arguments: Sequence[str]) -> None:
     """Translates standard input."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise RunError(USAGE)
-    lines = sys.stdin.buffer.read().splitlines()
-    translations, remarks = translate(Path(arguments[0]), lines) if lines else ([], [])
-    for line in translations:
-        print(line)
+    lines = lines_of(sys.stdin.buffer.read())
+    found, remarks = translate(Path(arguments[0]), lines) if lines else ([], [])
+    # UTF-8, whatever the locale is.
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in found).encode())
+    sys.stdout.buffer.flush()
     for remark in remarks:
         print(remark, file=sys.stderr)
 

@@ -142,11 +142,17 @@ def encode(text: ParallelText, vocabulary_size: int, max_length: int) -> Transla
     )
 
 
+def source_rows(vocabulary: Vocabulary, texts: Sequence[str], max_length: int) -> np.ndarray:
+    """Rows of text that is to be translated, cut to `max_length` ids with EOS: int32."""
+    rows = [_cut([*ids, EOS], max_length) for ids in vocabulary.encode(texts)]
+    return _padded(rows, rows).source
+
+
 def _training_texts(pairs: Pairs, counts: dict[str, int]) -> tuple[list[str], list[str]]:
     sources, targets = [], []
     for pair in pairs:
-        source, target = map(_text, pair)
-        if not all(map(_is_utf8, pair)):
+        source, target = map(text_of, pair)
+        if not all(map(is_utf8, pair)):
             counts["undecodable"] += 1
         elif not source or not target:
             counts["empty"] += 1
@@ -157,16 +163,18 @@ def _training_texts(pairs: Pairs, counts: dict[str, int]) -> tuple[list[str], li
 
 
 def _evaluation_texts(pairs: Pairs, counts: dict[str, int]) -> Texts:
-    counts["evaluation_undecodable"] += sum(not all(map(_is_utf8, pair)) for pair in pairs)
-    counts["evaluation_empty"] += sum(not all(map(_text, pair)) for pair in pairs)
-    return tuple(_text(pair[0]) for pair in pairs), tuple(_text(pair[1]) for pair in pairs)
+    counts["evaluation_undecodable"] += sum(not all(map(is_utf8, pair)) for pair in pairs)
+    counts["evaluation_empty"] += sum(not all(map(text_of, pair)) for pair in pairs)
+    return tuple(text_of(pair[0]) for pair in pairs), tuple(text_of(pair[1]) for pair in pairs)
 
 
-def _text(line: bytes) -> str:
+def text_of(line: bytes) -> str:
+    """A line as text; what is no UTF-8 becomes U+FFFD."""
     return line.decode(errors="replace").strip()
 
 
-def _is_utf8(line: bytes) -> bool:
+def is_utf8(line: bytes) -> bool:
+    """Whether a line is UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError:

@@ -32,7 +32,6 @@ def translate(
     beam: int = 5,
     length_penalty: float = 1.0,
     longest: int = 200,
-    longest_per_source: float = 0.0,
     batch_size: int = 128,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
@@ -46,9 +45,8 @@ def translate(
       source: token ids `(rows, source length)`, `EOS` and then `PAD` behind the last. A row of
         nothing but `EOS` is an empty sentence.
       beam, length_penalty: see `beam_search`.
-      longest, longest_per_source: a translation has at most
-        `longest + longest_per_source * n` tokens before its `EOS`, where n is the number of source
-        tokens with `EOS`; and, `EOS` included, as many as the model has positions.
+      longest: most tokens of a translation before its `EOS`; `EOS` included, it has no more than
+        the model has positions.
       batch_size: rows that are decoded at once.
       progress: called after each batch with the number of rows done.
 
@@ -68,18 +66,10 @@ def translate(
             f"source row {row} has {lengths[row]} tokens, but the model has positions for "
             f"{model.max_length} only: leave longer sentences out"
         )
-    if batch_size < 1 or longest < 1 or longest_per_source < 0:
-        raise ValueError(
-            f"batch_size={batch_size}, longest={longest}, longest_per_source={longest_per_source}: "
-            "expected 1 or more, 1 or more, and 0 or more"
-        )
-
-    def limit(source_length: Any) -> Any:
-        """Tokens of a translation, `EOS` included."""
-        asked = longest + np.floor(longest_per_source * source_length).astype(int) + 1
-        return np.minimum(asked, model.max_length)
-
-    targets = np.full((len(source), limit(lengths.max(initial=0))), PAD, np.int32)
+    if batch_size < 1 or longest < 1:
+        raise ValueError(f"batch_size={batch_size}, longest={longest}: expected 1 or more")
+    most = min(longest + 1, model.max_length)
+    targets = np.full((len(source), most), PAD, np.int32)
     done = 0
     for chosen, padded in _batches(lengths, batch_size, model.max_length):
         rows = np.full((len(chosen), padded), PAD, np.int32)
@@ -88,11 +78,11 @@ def translate(
         found = _translate(
             variables,
             rows,
-            limit(lengths[chosen]),
+            np.full(len(chosen), most),
             model=model,
             beam=beam,
             length_penalty=length_penalty,
-            max_length=int(limit(padded)),
+            max_length=most,
         )
         found = np.asarray(found)[:, : targets.shape[1]]
         targets[chosen, : found.shape[1]] = found

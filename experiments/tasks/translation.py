@@ -333,7 +333,8 @@ def translations(
         longest=decoding["max_length"],
         progress=lambda done: say(f"translated {done} of {len(source)}"),
     )
-    return [vocabulary.decode(row) for row in rows]
+    # A vocabulary can spell the end of a line, and a translation is one line.
+    return [" ".join(vocabulary.decode(row).split("\n")) for row in rows]
 
 
 def _given(target: jax.Array) -> jax.Array:

@@ -51,7 +51,8 @@ def test_every_key_has_a_type_and_every_config_settles(module):
     if config.task == "classification":
         assert keys == of_base
     else:  # Without what is for images, and with what is for text.
-        images = {"validation", "model.depth", "model.width"}
+        images = {"validation", "eval_batch_size", "expected_accuracy"}
+        images |= {"model.depth", "model.width"}
         assert {key for key in of_base - keys if not key.startswith("augment.")} == images
         text = {"vocabulary_size", "max_length", "label_smoothing"}
         assert {key for key in keys - of_base if "." not in key} == text

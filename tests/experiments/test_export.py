@@ -63,7 +63,7 @@ def test_the_manifest_says_what_the_model_is(finished: Path, tmp_path: Path) -> 
     export.export(finished, "merged", tmp_path / "model")
     result = json.loads((finished / "result.json").read_text())
     note = lrj.export.read_manifest(tmp_path / "model")["metadata"]
-    assert note["test_accuracy"] == result["final"]["accuracy"]
+    assert note["measured"]["accuracy"] == result["final"]["accuracy"]
     assert note["commit"] == result["commit"]
     assert note["data"]["fingerprint"] == result["data"]["fingerprint"]
     assert note["model"] == result["config"]["model"] and note["classes"] == 10

@@ -194,13 +194,13 @@ def test_reading_json_names_the_file(tmp_path):
 
 def test_progress_counts_from_the_first_update():
     now = [100.0]
-    progress = Progress(total_steps=100, batch_size=128, clock=lambda: now[0])
+    progress = Progress(total_steps=100, clock=lambda: now[0])
     assert progress.line(0, 0.0, {}) == "step 0/100  epoch 0.0"
     now[0] = 150.0  # compilation
-    progress.update(10)
+    progress.update(10, 1280)
     assert math.isnan(progress.seconds_left)
     now[0] = 160.0
-    progress.update(30)
+    progress.update(30, 2560)
     assert progress.examples_per_second == 20 * 128 / 10
     assert progress.seconds_left == 70 * 10 / 20
     line = progress.line(30, 0.77, {"train_loss": 1.2345, "train_accuracy": 0.5, "test_loss": 3.0})

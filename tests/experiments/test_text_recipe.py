@@ -200,3 +200,10 @@ def test_the_learning_rate_rises_and_falls_with_the_square_root() -> None:
         assert float(schedule(step)) == pytest.approx(inverse_sqrt(step, 1e-6, 2e-3, 400), rel=1e-6)
     published = recipe.learning_rate(settled("recipe=published"), steps_per_epoch=10)
     assert float(published(16_000)) == pytest.approx(0.125)
+
+
+def test_milestones_are_shares_of_the_steps_where_these_are_given() -> None:
+    config = settled("recipe=adam,schedule=milestones,steps=1000,learning_rate=0.5")
+    schedule = recipe.learning_rate(config, steps_per_epoch=300)
+    found = [float(schedule(step)) for step in (0, 499, 500, 749, 750)]
+    assert found == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])

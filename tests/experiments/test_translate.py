@@ -71,14 +71,13 @@ def test_against_plain_python():
         beam=3,
         length_penalty=0.7,
         longest=6,
-        longest_per_source=0.5,
         batch_size=4,
         progress=done.append,
     )
     assert done == [4, 8, 10]
     expected = []
-    for row, length in zip(source(), LENGTHS, strict=True):
-        longest = min(6 + length // 2 + 1, POSITIONS)
+    for row in source():
+        longest = min(6 + 1, POSITIONS)
         expected.append(plain.beam_search(scorer(row), 3, longest, 0.7)[0][1])
     assert len({len(prefix) for prefix in expected}) > 2
     width = max(map(len, expected))
@@ -94,7 +93,7 @@ def test_no_rows():
 def test_refused():
     with pytest.raises(ValueError, match=r"row 2 has 14 tokens.*positions for 12"):
         translate(model, variables(), np.tril(np.full((14, 14), 5))[11:])
-    for wrong in ({"batch_size": 0}, {"longest": 0}, {"longest_per_source": -1.0}):
+    for wrong in ({"batch_size": 0}, {"longest": 0}):
         name, value = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"{name}={value}"):
             translate(model, variables(), source(), **wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import tiny_runs
 
 import lowrank_jax as lrj
 from configs import translation as translation_config
-from experiments import arguments, evaluate, export, tasks
+from experiments import arguments, checkpoint, evaluate, export, measures, tasks
 from experiments import state as states
 from experiments import translate as translate_command
 from experiments.data.vocabulary import Vocabulary
@@ -26,6 +27,14 @@ from experiments.special_tokens import BOS, EOS, PAD
 from experiments.stopping import Stopped
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.translation import Rows, Translation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled() -> Iterator[None]:
+    """Programs run for moments here, and compiling them well takes seconds each."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -191,17 +200,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 ) -> None:
     monkeypatch.setattr("experiments.train._SECONDS_BETWEEN_LINES", 0.0)
     folder = tmp_path / "run"
-    if moment == "translating":  # It is killed after the last checkpoint.
-
-        def kill(line: str) -> None:
-            if line.startswith(moment):
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            little_translations.train(folder, text, kill)
-    else:
-        with pytest.raises(Stopped):
-            little_translations.train(folder, text, tiny_runs.sigterm_at(moment))
+    with pytest.raises(Stopped):
+        little_translations.train(folder, text, tiny_runs.sigterm_at(moment))
     assert not (folder / "result.json").exists()
     little_translations.train(folder, text)
     assert tiny_runs.outcome(folder) == tiny_runs.outcome(finished)
@@ -216,13 +216,15 @@ def test_the_command_translates_lines(finished: Path, text: Path, tmp_path: Path
     expected = [line.partition(" ")[2].strip() for line in told if line.startswith("translation")]
     assert found[: len(german)] == expected
     assert found[len(german)] == "" and len(found) == len(german) + 3
-    assert remarks == ["1 lines are not UTF-8", "1 lines have more than 31 tokens and were cut"]
+    assert remarks == [
+        "1 of 13 lines are not UTF-8", "1 of 13 lines have 32 tokens or more, and were cut"
+    ]  # fmt: skip
     broken = shutil.copytree(finished, tmp_path / "run")
     (broken / "vocabulary.model").write_bytes(retrained(text).model)
     with pytest.raises(RunError, match="not the vocabulary that the run was trained with"):
         translate_command.translate(broken, german)
     shutil.rmtree(broken / "selected")
-    with pytest.raises(RunError, match="selected has no checkpoint"):
+    with pytest.raises(RunError, match="train anew, in another --workdir"):
         translate_command.translate(broken, german)
 
 
@@ -239,6 +241,25 @@ def test_a_finished_run_is_evaluated_and_exported(finished: Path, tmp_path: Path
     assert "model.apply(variables, source, target_in, False)" in told
     with pytest.raises(RunError, match="for networks of images"):
         export.export(run, "program")
+
+
+def test_a_run_whose_best_network_is_damaged_says_so_before_it_goes_on(
+    finished: Path, text: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "result.json").unlink()
+    # As if the first epoch had been the best one.
+    manifest = folder / "checkpoints" / "7" / "manifest" / "metadata"
+    content = json.loads(manifest.read_text())
+    content["progress"]["best"]["step"] = 5
+    del content["checksum"]
+    content["checksum"] = checkpoint._checksum(content)
+    manifest.write_text(json.dumps(content))
+    shutil.rmtree(folder / "selected")
+    said: list[str] = []
+    with pytest.raises(RunError, match="train anew, in another --workdir"):
+        little_translations.train(folder, text, said.append)
+    assert not any(line.startswith("continuing") for line in said)
 
 
 @pytest.mark.parametrize("what", ["text", "vocabulary"])
@@ -293,6 +314,7 @@ def test_bad_lines_are_counted_and_told(text: Path, tmp_path: Path) -> None:
         ({"kind": "conv"}, "no convolutions"),
         ({"model__heads": 3}, "heads that divide d_model"),
         ({"model__head_scale": 0.01}, "a head size of at least 1"),
+        ({"rank_scale": 0.0, "ratio": 0.5, "model__head_scale": 0.5}, "reached by ranks alone"),
         ({"model__max_length": 8}, "raise model.max_length"),
         ({"model__name": "resnet"}, "for translation there is transformer"),
         ({"vocabulary_size": 100_000}, "the largest possible is"),
@@ -334,3 +356,7 @@ def test_the_best_epoch_is_the_one_of_the_lowest_loss() -> None:
     assert by_accuracy.better(high, low) and not by_accuracy.better(low, high)
     assert not by_loss.better(low, low)
     assert Batch(3) != Batch(3, 4)
+
+
+def test_every_task_has_a_measure() -> None:
+    assert measures.MEASURES.keys() == tasks.TASKS.keys()
