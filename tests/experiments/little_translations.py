@@ -28,8 +28,8 @@ def write_text(folder: Path, **lines: list[bytes]) -> Path:
     long = list(itertools.product(WORDS, repeat=5))[::37]
     parts = {
         "train": short[:20] + long[16:],
-        "valid": short[20:24] + long[:6],
-        "test": short[24:] + long[6:10],
+        "valid": short[20:22] + long[:2],
+        "test": short[22:24] + long[2:4],
     }
     for split, chosen in parts.items():
         german = [" ".join(words).encode() for words in chosen]
