@@ -13,8 +13,10 @@ otherwise. **What a tree does not say**: that nothing stands between a projectio
 Rotary positions, normalized queries and keys and the like make scores a function of more than
 ``Q_h K_hᵀ``. Where queries and keys are normalized by a layer with parameters of its own beside
 them, ``query_ln`` or ``key_ln``, "qk" is refused; for everything else ask the model
-(``lowrank_jax.linen.attention_products`` does), or leave "qk" out. Source: Khodak et al., ICLR 2021
-(arXiv 2105.01029), section 5; Ainslie et al., "GQA", 2023 (arXiv 2305.13245).
+(``lowrank_jax.linen.attention_products`` does), or leave "qk" out. Nor does a tree say along which
+axis modules are stacked: it must be in front, as with ``variable_axes={"params": 0}`` of
+``nn.scan``. Where another one gives shapes that do not fit together, it is refused. Source: Khodak
+et al., ICLR 2021 (arXiv 2105.01029), section 5; Ainslie et al., "GQA", 2023 (arXiv 2305.13245).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowrank_jax.products import Product
-from lowrank_jax.tree import kernels, near_misses
+from lowrank_jax.tree import kernels, leaf_names, near_misses
 from lowrank_jax.views import View
 
 _SIDES = {"qk": ("query", "key"), "ov": ("value", "out")}
@@ -39,11 +41,15 @@ class Projection:
         stored in one kernel or heads are not an axis of their own.
       model: the axis of the model's features, in what is read; all three count from the end.
       heads: the axis of the heads.
-      size: the axis of the head size. All other axes are shared, as the one of ``nn.scan``.
-      bias: path or ``View`` of the bias ``(..., heads, size)``, which need not be there.
+      size: the axis of the head size. All other axes are shared, as the one of ``nn.scan``, which
+        stands in front.
+      bias: path or ``View`` of the bias ``(..., heads, size)``, which need not be there. Its shared
+        axes come first, in the kernel's order; where there are as many layers as heads, a bias with
+        heads before layers cannot be told from one with layers before heads.
 
     Raises:
       ValueError: the axes are not three different ones, counted from the end.
+      TypeError: the kernel or the bias is neither a path nor a ``View``.
     """
 
     kernel: str | View
@@ -54,12 +60,19 @@ class Projection:
     bias: str | View | None = None
 
     def __post_init__(self) -> None:
-        axes = (self.model, self.heads, self.size)
+        for leaf in (self.kernel, *(() if self.bias is None else (self.bias,))):
+            View.of(leaf)
+        axes = self.axes
         if max(axes) >= 0 or len(set(axes)) < 3:
             raise ValueError(
                 f"Projection({self.kernel!r}): model, heads and size are the axes {axes}; expected "
                 "three different ones, counted from the end: -1 is the last"
             )
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """Of the model, the heads and the head size."""
+        return self.model, self.heads, self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +85,7 @@ class AttentionLayout:
 
     Raises:
       ValueError: ``out`` names a bias.
+      TypeError: a projection is no ``Projection``.
 
     >>> def part(index):  # Of one kernel (D, 3 * heads * size).
     ...     whole = View("qkv/kernel").split(-1, (3, 4, 2))
@@ -86,6 +100,10 @@ class AttentionLayout:
     normalizations: tuple[str, ...] = ("query_ln", "key_ln")
 
     def __post_init__(self) -> None:
+        for name in ("query", "key", "value", "out"):
+            found = getattr(self, name)
+            if not isinstance(found, Projection):
+                raise TypeError(f"AttentionLayout({name}={found!r}): expected a Projection")
         if self.out.bias is not None:
             raise ValueError(
                 f"the bias of out, {self.out.bias!r}, is added after the heads are summed and is "
@@ -116,7 +134,9 @@ def attention_products(
 
     Raises:
       ValueError: no module was found; one lacks a projection, has a bias the layout does not name,
-        or kernels that do not fit together; "qk" is asked for where queries or keys are normalized.
+        or kernels and biases that do not fit together, as when they are stacked along another axis
+        than a leading one; "qk" is asked for where queries or keys are normalized.
+      TypeError: ``layout`` is no ``AttentionLayout``.
 
     >>> import numpy as np
     >>> kernels = {"query": (6, 4, 2), "key": (6, 4, 2), "value": (6, 4, 2), "out": (4, 2, 6)}
@@ -128,8 +148,10 @@ def attention_products(
     """
     if not which or set(which) - set(_SIDES) or len(set(which)) < len(which):
         raise ValueError(f"which={which!r}: expected one or both of {tuple(_SIDES)}")
-    # The array of an nnx variable has a path of its own below the variable's.
-    leaves = {path.removesuffix("/value"): leaf for path, leaf in kernels(params).items()}
+    if not isinstance(layout, AttentionLayout):
+        raise TypeError(f"layout={layout!r}: expected an AttentionLayout")
+    names = leaf_names(params)
+    leaves = {names[path]: leaf for path, leaf in kernels(params).items()}
     wanted = View.of(layout.query.kernel).path
     modules = [path.removesuffix(wanted) for path in leaves if f"/{path}".endswith(f"/{wanted}")]
     if not modules:
@@ -139,11 +161,14 @@ def attention_products(
         )
     products = []
     for module in modules:
+        _refuse_stacking(module, layout, leaves)
         for pair in which:
             if pair == "qk":
                 _refuse_normalized(module, leaves, layout)
             u, vt = (_Side.of(module, name, layout, leaves) for name in _SIDES[pair])
             products.append(_query_key(u, vt) if pair == "qk" else _output_value(u, vt))
+            for side in (u, vt):
+                side.check_bias(leaves)
     return tuple(products)
 
 
@@ -154,6 +179,23 @@ def _refuse_normalized(module: str, leaves: Mapping[str, Any], layout: Attention
                 f"{module}{name} normalizes queries or keys, so that scores are no function of "
                 'the product of the two kernels: ask for which=("ov",) alone'
             )
+
+
+def _refuse_stacking(module: str, layout: AttentionLayout, leaves: Mapping[str, Any]) -> None:
+    """Raises where queries and outputs differ in their heads or in what modules are stacked along.
+
+    Queries and keys agree along whatever axis they are stacked; outputs have another order of axes.
+    """
+    out = View.of(layout.out.kernel).below(module)
+    if out.path not in leaves or len(out.shape(leaves[out.path].shape)) < -min(layout.out.axes):
+        return
+    query, outputs = (_Side.of(module, name, layout, leaves) for name in ("query", "out"))
+    if query.sizes_shared != outputs.sizes_shared:
+        raise ValueError(
+            f"{query.view.named} {query.stored} and {outputs.view.named} {outputs.stored} are read "
+            f"with the leading axes and heads {query.sizes_shared} and {outputs.sizes_shared}; "
+            "expected the same: the axes along which modules are stacked must be in front"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +222,7 @@ class _Side:
             )
         stored = tuple(leaves[view.path].shape)
         shape = view.shape(stored)
-        axes = (projection.model, projection.heads, projection.size)
+        axes = projection.axes
         if len(shape) < -min(axes):
             raise ValueError(
                 f"{view.named} has shape {shape}; expected model, heads and head size as its axes "
@@ -188,7 +230,7 @@ class _Side:
                 "splits them off"
             )
         model, heads, size = (len(shape) + axis for axis in axes)
-        leading = (axis for axis in range(len(shape)) if axis not in (model, heads, size))
+        leading = [axis for axis in range(len(shape)) if axis not in (model, heads, size)]
         bias = None if projection.bias is None else View.of(projection.bias).below(module)
         if bias is None or bias.path not in leaves:
             beside = "/".join([*view.path.split("/")[:-1], "bias"])
@@ -204,6 +246,25 @@ class _Side:
     def number(self) -> int:
         """Of heads."""
         return self.view.shape(self.stored)[self.heads]
+
+    @property
+    def sizes_shared(self) -> tuple[int, ...]:
+        """Of the leading axes and the heads."""
+        shape = self.view.shape(self.stored)
+        return tuple(shape[axis] for axis in self.shared)
+
+    def check_bias(self, leaves: Mapping[str, Any]) -> None:
+        """Raises where the bias has other shared axes or another size than the kernel."""
+        if self.bias is None:
+            return
+        shape = self.view.shape(self.stored)
+        found = self.bias.shape(leaves[self.bias.path].shape)
+        if found != (expected := (*self.sizes_shared, shape[self.size])):
+            raise ValueError(
+                f"{self.bias.named} has shape {found}; expected {expected}, the leading axes, "
+                f"heads and head size of {self.view.named} {shape}: the axes along which modules "
+                "are stacked must be in front"
+            )
 
     def grouped(self, other: _Side) -> _Side:
         """With as many heads as the other side, members of a group being an axis that is free."""

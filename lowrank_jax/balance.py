@@ -39,7 +39,7 @@ completion is that of ``lowrank_jax.initializers.spectral`` for more columns tha
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -47,10 +47,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from lowrank_jax.products import Product, refuse_duplicates
+from lowrank_jax.products import Listed, Product, find_leaf, require_products
+from lowrank_jax.readings import Label, Operand, Reading, subscripts
 from lowrank_jax.rules import is_abstract, named, require_values
-from lowrank_jax.tree import kernels, map_kernels, near_misses
-from lowrank_jax.views import Label, Operand, Reading, View, stored_path, subscripts
+from lowrank_jax.tree import kernels, leaf_names, map_kernels
+from lowrank_jax.views import View
 from lowrank_jax.weights import is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
@@ -63,7 +64,11 @@ def balance_products(params: Any, products: Sequence[Product]) -> Any:
     computes from it stay the same, and both Gram matrices along the contracted axis become the
     diagonal matrix of the product's singular values (on its range, where its rank is below d).
 
-    Optimizer moments belong to the old basis: see :func:`lowrank_jax.restructure.carry`.
+    Optimizer moments belong to the old basis, those of the biases too: carry the state along with
+    :func:`lowrank_jax.restructure.carry`, as in the example below.
+
+    Works on the host, with a copy in float64 and a flag of one byte for every entry of the leaves
+    that products name: about nine bytes per parameter of these.
 
     Args:
       params: a tree with the leaves that the products name, arrays or weights of two factors; from
@@ -75,29 +80,43 @@ def balance_products(params: Any, products: Sequence[Product]) -> Any:
       The tree with these leaves changed, in their own dtypes and shardings.
 
     Raises:
-      ValueError: a leaf is not there, does not fit, or is not finite; two products share the basis
-        that is to be changed (queries that share keys are one product, with an axis split); or a
-        factor with the contracted axis serves several heads, so that none can change alone.
-      TypeError: a leaf is being traced.
+      ValueError: a leaf is not there, does not fit, is not finite or not floating; two products
+        share the basis that is to be changed (queries that share keys are one product, with an axis
+        split), or the two sides of one; or a factor with the contracted axis serves several heads,
+        so that none can change alone.
+      TypeError: a leaf is being traced, or ``products`` is no sequence of products.
 
     >>> params = {"u": jnp.array([[4.0], [3.0]]), "vt": jnp.array([[0.0, 20.0]])}
     >>> balanced = balance_products(params, [Product("u", "vt")])
     >>> balanced["u"].T @ balanced["u"], balanced["vt"] @ balanced["vt"].T
     (Array([[100.]], dtype=float32), Array([[100.]], dtype=float32))
+
+    In the middle of training, what the optimizer remembers of these leaves begins anew:
+
+    >>> import optax
+    >>> from lowrank_jax import restructure
+    >>> tx, products = optax.adam(1e-3), [Product("u", "vt")]
+    >>> state = tx.init(params)
+    >>> changed = {path for product in products for path in product.paths_with_biases}
+    >>> state = restructure.carry(tx, state, params, balance_products(params, products), changed)
     """
-    refuse_duplicates(products)
-    stored = kernels(params)
+    products, listed = require_products(products), Listed()
+    stored, names = kernels(params), leaf_names(params)
     buffers: dict[str, _Buffer] = {}
 
     def part(view: View, contracted: int, shared: Sequence[int]) -> _Part:
-        path = _found(view, stored)
+        path = find_leaf(view.path, names, stored)
         if path not in buffers:
             buffers[path] = _Buffer.of(path, stored[path])
         return buffers[path].part(view, contracted, shared)
 
     for product in products:
-        leaves = [stored[_found(view, stored)] for view in product.views]
-        product.check(*(leaf.shape for leaf in leaves))
+        paths = [find_leaf(path, names, stored) for path in product.paths]
+        leaves = [stored[path] for path in paths]
+        shapes = [tuple(leaf.shape) for leaf in leaves]
+        product.check(*shapes)
+        listed.add(product, paths, shapes)
+        _refuse_square(product, paths, shapes)
         if any(map(is_abstract, leaves)):
             continue
         u, vt = (part(view, *axes) for view, axes in zip(product.views, product.axes, strict=True))
@@ -120,6 +139,17 @@ def balance_products(params: Any, products: Sequence[Product]) -> Any:
         return buffers[path].stored_like(kernel) if path in buffers else kernel
 
     return map_kernels(visit, params)
+
+
+def _refuse_square(
+    product: Product, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> None:
+    read = [view.indices(shape) for view, shape in zip(product.views, shapes, strict=True)]
+    if paths[0] == paths[1] and read[0] == read[1]:
+        raise ValueError(
+            f"{product}: both sides are the same entries of {paths[0]}, which a change of basis "
+            "would have to change by T and by T^-T: leave this product out"
+        )
 
 
 def change_of_basis(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -195,16 +225,6 @@ def _unit_rows(number: int, size: int) -> np.ndarray:
     return sample / np.linalg.norm(sample, axis=1, keepdims=True)
 
 
-def _found(view: View, stored: Mapping[str, Any]) -> str:
-    path = stored_path(view.path, stored)
-    if path is None:
-        raise ValueError(
-            f"a product names {view.path}, which is not in the parameters; "
-            f"{near_misses(view.path, stored)}"
-        )
-    return path
-
-
 @dataclasses.dataclass(frozen=True)
 class _Buffer:
     """A copy of one leaf in float64, which products change in place, each a part of it.
@@ -224,6 +244,12 @@ class _Buffer:
                     "it, or leave its products out"
                 )
             require_values(leaf)
+            for array in jax.tree.leaves(leaf):
+                if not jnp.issubdtype(array.dtype, jnp.floating):
+                    raise ValueError(
+                        f"its dtype is {array.dtype}, in which no change of basis can be stored; "
+                        "expected floating numbers"
+                    )
         return cls(
             values=jax.tree.map(lambda x: np.asarray(x).astype(np.float64), leaf),
             changed=jax.tree.map(lambda x: np.zeros(x.shape, bool), leaf),

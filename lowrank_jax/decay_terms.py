@@ -4,12 +4,17 @@ Everything is addressed by path, so a leaf of the updates, which may be missing 
 is frozen, finds the gradient that belongs to it. Optax hides what a mask excludes behind
 ``MaskedNode``, and Equinox what a filter excludes behind ``None``: a weight or product that is
 hidden whole is left out, one that is hidden by half is an error, because a product decays as a
-whole. A weight that a product names is decayed by the product alone.
+whole.
+
+What products read is decayed by the products alone. Of an array of which they read a part, such as
+the values in a kernel of queries, keys and values, the rest is decayed plainly, like other leaves.
+Of a factorized weight they must read everything: its rest is no weight that had a norm of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lowrank_jax.products import Product, refuse_duplicates
-from lowrank_jax.tree import Components, components, near_misses, path_string, unbox
-from lowrank_jax.views import stored_path
+from lowrank_jax.products import Listed, Product, find_leaf, require_products
+from lowrank_jax.tree import Components, components, leaf_names, path_string, unbox
 from lowrank_jax.weights import is_factorized
 
 Mask = Any
@@ -33,7 +37,8 @@ class Terms:
     Attributes:
       leaves: the floating leaves that belong to weights or products, in float32 or better.
       norms: one function per weight or product: its squared norm, given such leaves.
-      others: the floating leaves that belong to neither, in their own precision, as in Optax.
+      others: the floating leaves that belong to neither, in their own precision, as in Optax; zero
+        where a product reads a part of them.
       found: whether there is any weight or product, masked ones included.
       masked: whether an enclosing ``optax.masked`` hides parts of the tree.
     """
@@ -49,25 +54,29 @@ class Terms:
 
     @classmethod
     def of(cls, params: Any, products: Sequence[Product], mask: Mask | None = None) -> Terms:
-        refuse_duplicates(products)
-        entries = jax.tree_util.tree_leaves_with_path(
-            params, is_leaf=lambda x: is_factorized(x) or _is_hidden(x)
-        )
+        products = require_products(products)
+        entries = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_kernel)
         kernels = {components(path): _Kernel(components(path), leaf) for path, leaf in entries}
+        locate = _Places(kernels, leaf_names(params, _is_kernel))
         decayed = _decayed(params, mask)
 
         leaves: dict[Components, Any] = {}
         norms: list[Callable[..., jax.Array]] = []
+        read: dict[Components, list[Part]] = {}
         in_products: set[Components] = set()
+        listed = Listed()
         for product in products:
-            places = [_locate(path, kernels) for path in product.paths]
+            places = [locate(path) for path in product.paths]
             pair = [kernels[place] for place in places if place is not None]
             in_products.update(kernel.place for kernel in pair)
             flags = [kernel.decays(decayed) for kernel in pair]
             if _all_or_none(str(product), flags + [False] * places.count(None)):
                 u, vt = pair
                 product.check(u.shape, vt.shape)
-                leaves |= u.differentiated() | vt.differentiated()
+                listed.add(product, [kernel.name for kernel in pair], [u.shape, vt.shape])
+                for kernel, view in zip(pair, product.views, strict=True):
+                    leaves |= kernel.differentiated()
+                    read.setdefault(kernel.place, []).append(view.indices(kernel.shape))
                 norms.append(_norm(product.squared_norm, pair))
         for place, kernel in kernels.items():
             is_term = is_factorized(kernel.value) and place not in in_products
@@ -77,16 +86,18 @@ class Terms:
         others = {
             place: kernel.value
             for place, kernel in kernels.items()
-            if not is_factorized(kernel.value) and not _is_hidden(kernel.value)
+            if not (is_factorized(kernel.value) or _is_hidden(kernel.value) or place in leaves)
+            and decayed(place)
+            and _floats(kernel.value)
         }
+        for place, parts in read.items():
+            kernel = kernels[place]
+            if not _cover(parts, kernel.shape):
+                others[place] = kernel.without(parts)
         return cls(
             leaves=_accumulators(leaves),
             norms=tuple(norms),
-            others={
-                place: leaf
-                for place, leaf in others.items()
-                if place not in leaves and decayed(place) and _floats(leaf)
-            },
+            others=others,
             found=bool(products) or any(is_factorized(kernel.value) for kernel in kernels.values()),
             masked=any(_is_masked(kernel.value) for kernel in kernels.values()),
         )
@@ -98,6 +109,10 @@ class _Kernel:
 
     place: Components
     value: Any
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.place)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -114,16 +129,15 @@ class _Kernel:
 
     def decays(self, decayed: Callable[[Components], bool]) -> bool:
         """Whether it is in sight, and the mask lets all of it be decayed."""
-        name = "/".join(self.place)
         allowed = [decayed(place) for place in self.floating() or self.leaves()]
-        return _all_or_none(name, _visibility(self.value)) and _all_or_none(name, allowed)
+        visible = _visibility(self.value)
+        return _all_or_none(self.name, visible) and _all_or_none(self.name, allowed)
 
     def differentiated(self) -> dict[Components, Any]:
         leaves = self.floating()
         if not leaves:
             raise ValueError(
-                f"a product names {'/'.join(self.place)}, whose dtype {self.value.dtype} has no "
-                "gradient"
+                f"a product names {self.name}, whose dtype {self.value.dtype} has no gradient"
             )
         return leaves
 
@@ -131,6 +145,44 @@ class _Kernel:
         # Integer leaves are not differentiated: they are taken from the weight itself.
         current = [leaves.get(place, value) for place, value in self.leaves().items()]
         return jax.tree.unflatten(jax.tree.structure(unbox(self.value)), current)
+
+    def without(self, parts: Sequence[Part]) -> Any:
+        """The array, zero where it is read."""
+        if is_factorized(self.value):
+            raise ValueError(
+                f"{self.name}: products read only a part of this {type(self.value).__name__}, and "
+                "its rest has no norm of its own: name products that read all of it, merge it, or "
+                "leave its products out"
+            )
+        if isinstance(self.value, jax.ShapeDtypeStruct):
+            return self.value
+        read = jnp.zeros([], bool)
+        for part in parts:
+            # A vector for each axis, because the mask itself is as large as the leaf.
+            axes = jnp.meshgrid(*_flags(part, self.shape), indexing="ij", sparse=True)
+            read = read | functools.reduce(jnp.logical_and, axes)
+        return jnp.where(read, jnp.zeros([], self.value.dtype), self.value)
+
+
+Part = tuple[tuple[int, ...], ...]
+"""What a view reads: for each axis of a leaf, which of its indices."""
+
+
+def _flags(part: Part, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """For each axis, of each of its indices whether it is read."""
+    return [np.isin(np.arange(size), indices) for indices, size in zip(part, shape, strict=True)]
+
+
+def _cover(parts: Sequence[Part], shape: tuple[int, ...]) -> bool:
+    """Whether the parts together are the whole leaf."""
+    by_axis = zip(*(_flags(part, shape) for part in parts), strict=True)
+    # Indices of an axis that are in the same parts stand for each other.
+    classes = [np.unique(np.stack(flags), axis=1) for flags in by_axis]
+    read = [
+        functools.reduce(np.multiply.outer, [flags[number] for flags in classes])
+        for number in range(len(parts))
+    ]
+    return bool(np.logical_or.reduce(read).all())
 
 
 def _norm(
@@ -146,6 +198,10 @@ def _is_masked(x: Any) -> bool:
 def _is_hidden(x: Any) -> bool:
     """Whether a leaf is out of this transform's sight: masked by Optax, or filtered to None."""
     return x is None or _is_masked(x)
+
+
+def _is_kernel(x: Any) -> bool:
+    return is_factorized(x) or _is_hidden(x)
 
 
 def _floats(leaf: Any) -> bool:
@@ -205,25 +261,20 @@ def _all_or_none(name: str, flags: list[bool]) -> bool:
     return bool(flags) and flags[0]
 
 
-def _locate(path: str, kernels: dict[Components, _Kernel]) -> Components | None:
-    """The array or weight a product names, or None if an enclosing mask hides it."""
-    hidden = [place for place, kernel in kernels.items() if _is_hidden(kernel.value)]
-    names = {"/".join(place): place for place in kernels if place not in hidden}
-    found = stored_path(path, names)
-    if found is not None:
-        return names[found]
-    for name, place in names.items():
-        if is_factorized(kernels[place].value) and _within(path, place):
-            raise ValueError(
-                f"a product names {path}, but {name} is a factorized weight: name the weight "
-                "itself, and the product has its factors"
-            )
-    if any(_within(path, place) for place in hidden):
-        return None
-    raise ValueError(
-        f"a product names {path}, which is not in the parameters; {near_misses(path, names)}"
-    )
+class _Places:
+    """Where the array or weight is that a product names."""
 
+    def __init__(self, kernels: dict[Components, _Kernel], names: dict[str, str]) -> None:
+        hidden = (kernel.name for kernel in kernels.values() if _is_hidden(kernel.value))
+        self.hidden = {spelling for path in hidden for spelling in (path, names[path])}
+        self.visible = {
+            kernel.name: kernel for kernel in kernels.values() if not _is_hidden(kernel.value)
+        }
+        self.values = {path: kernel.value for path, kernel in self.visible.items()}
+        self.names = {path: name for path, name in names.items() if path in self.visible}
 
-def _within(path: str, place: Components) -> bool:
-    return not place or f"{path}/".startswith("/".join(place) + "/")
+    def __call__(self, named: str) -> Components | None:
+        """Its place, or None if an enclosing mask hides it."""
+        if any(not path or f"{named}/".startswith(f"{path}/") for path in self.hidden):
+            return None
+        return self.visible[find_leaf(named, self.names, self.values)].place

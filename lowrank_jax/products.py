@@ -18,15 +18,15 @@ ICLR 2021 (arXiv 2105.01029), section 5 (multi-head attention).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lowrank_jax.tree import kernels, near_misses
+from lowrank_jax.tree import leaf_names, near_misses, stored_path
 from lowrank_jax.views import View
-from lowrank_jax.weights import FactorizedWeight, LowRank
+from lowrank_jax.weights import FactorizedWeight, LowRank, is_factorized
 from lowrank_jax.weights.explicit_axes import placed_alike
 
 Leaf = jax.Array | FactorizedWeight
@@ -50,6 +50,7 @@ class Product:
     Raises:
       ValueError: the dimension numbers do not name exactly one contracted axis on each side, or
         batch axes in pairs.
+      TypeError: a leaf or a bias is neither a path nor a ``View``.
 
     >>> pair = Product("q", "k", dimension_numbers=(((2,), (2,)), ((1,), (1,))))
     >>> leaves = {"q": jnp.ones((6, 2, 3)), "k": jnp.ones((6, 2, 3))}  # (model, heads, head size)
@@ -66,6 +67,9 @@ class Product:
     vt_bias: str | View | None = None
 
     def __post_init__(self) -> None:
+        biases = (bias for bias in (self.u_bias, self.vt_bias) if bias is not None)
+        for leaf in (self.u, self.vt, *biases):
+            View.of(leaf)
         try:
             (u_contract, vt_contract), (u_batch, vt_batch) = self.dimension_numbers
             fits = len(u_contract) == len(vt_contract) == 1 and len(u_batch) == len(vt_batch)
@@ -90,6 +94,12 @@ class Product:
         """The paths of the two leaves; the same one twice where both are parts of one leaf."""
         u, vt = self.views
         return u.path, vt.path
+
+    @property
+    def paths_with_biases(self) -> tuple[str, ...]:
+        """The paths of the two leaves and of their biases: all that a change of basis changes."""
+        biases = (bias for bias in (self.u_bias, self.vt_bias) if bias is not None)
+        return (*self.paths, *(View.of(bias).path for bias in biases))
 
     @property
     def axes(self) -> tuple[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...]]]:
@@ -178,8 +188,7 @@ def products_by_suffix(
     >>> products_by_suffix(params, "_lora_a", "_lora_b", scale=0.5)[0].vt
     'dense/kernel_lora_b'
     """
-    # The array of an nnx variable has a path of its own below the variable's.
-    leaves = [path.removesuffix("/value") for path in kernels(params)]
+    leaves = list(leaf_names(params).values())
     lefts = [path for path in leaves if path.endswith(u_suffix)]
     rights = [path for path in leaves if path.endswith(vt_suffix)]
     if not lefts and not rights:
@@ -199,14 +208,65 @@ def products_by_suffix(
     return tuple(products)
 
 
-def refuse_duplicates(products: Sequence[Product]) -> None:
-    """Raises ValueError if two products multiply the same two views: they would count twice."""
-    seen: set[frozenset[View]] = set()
-    for product in products:
-        pair = frozenset(product.views)
-        if pair in seen:
+def require_products(products: Any) -> tuple[Product, ...]:
+    """The products of an argument.
+
+    Raises:
+      TypeError: it is not a sequence of them.
+    """
+    listed = () if isinstance(products, Product | str) else tuple(products)
+    if isinstance(products, Product | str) or not all(isinstance(p, Product) for p in listed):
+        raise TypeError(f"products={products!r}: expected a sequence of Product")
+    return listed
+
+
+def find_leaf(named: str, names: Mapping[str, str], leaves: Mapping[str, Any]) -> str:
+    """The path of the leaf that a product names.
+
+    Args:
+      named: what the product says: the leaf's path or its name.
+      names: the names of leaves by their paths, see :func:`lowrank_jax.tree.leaf_names`.
+      leaves: arrays and weights by their paths.
+
+    Raises:
+      ValueError: it is not there, or a factor of a weight.
+    """
+    path = stored_path(named, names)
+    if path is not None:
+        return path
+    for path, leaf in leaves.items():
+        if is_factorized(leaf) and named.startswith(f"{path}/"):
             raise ValueError(
-                f"{product} is listed twice and would be decayed "
-                "twice; list every pair of leaves once"
+                f"a product names {named}, but {path} is a factorized weight: name the weight "
+                "itself, and the product has its factors"
             )
-        seen.add(pair)
+    raise ValueError(
+        f"a product names {named}, which is not in the parameters; "
+        f"{near_misses(named, names.values())}"
+    )
+
+
+class Listed:
+    """The products met so far, known by the entries that they multiply, not by how it is said."""
+
+    def __init__(self) -> None:
+        self._seen: set[frozenset[Any]] = set()
+
+    def add(
+        self, product: Product, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """Adds a product of leaves of these paths in the tree, and of these dense shapes.
+
+        Raises:
+          ValueError: one with the same two sides is there: it would count twice.
+        """
+        pair = frozenset(
+            (path, view.indices(shape))
+            for view, path, shape in zip(product.views, paths, shapes, strict=True)
+        )
+        if pair in self._seen:
+            raise ValueError(
+                f"{product} is listed twice and would count twice; list every pair of leaves once, "
+                "however it is read"
+            )
+        self._seen.add(pair)

@@ -27,7 +27,7 @@ import optax
 
 from lowrank_jax.decay_terms import Mask, Terms
 from lowrank_jax.optax_messages import require_params
-from lowrank_jax.products import Product
+from lowrank_jax.products import Product, require_products
 from lowrank_jax.tree import Components, components
 
 Coefficient = float | jax.Array | Callable[[Any], Any]
@@ -49,7 +49,7 @@ def frobenius_decay(
     Args:
       weight_decay: the coefficient, or a schedule of it (a function of the number of updates).
       products: pairs of leaves to be decayed as products. A factorized weight among them is decayed
-        by its products alone.
+        by its products alone, which must read all of it.
       mask: a tree of booleans (a prefix of the parameters will do, so one made for the dense model
         stays valid), or a function of the parameters that makes one; ``False`` excludes. Under
         ``optax.inject_hyperparams`` name it in ``static_args``: optax takes a callable for a
@@ -57,7 +57,9 @@ def frobenius_decay(
 
     Raises:
       ValueError: at ``init``, if nothing in the tree is factorized; if a product names a leaf that
-        is not there; if a mask covers half a weight or half a product.
+        is not there, or is listed twice; if products read only a part of a factorized weight; if a
+        mask covers half a weight or half a product.
+      TypeError: a coefficient is no number or schedule, or ``products`` no sequence of products.
 
     Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 3.2.
 
@@ -86,7 +88,8 @@ def decay(
       weight_decay: the coefficient of plain decay, or a schedule of it.
       frobenius_decay: that of Frobenius decay; the same by default.
       products: pairs of leaves that are decayed as products, and neither plainly nor, where they
-        are factorized weights, by themselves.
+        are factorized weights, by themselves. Of an array that they read in part, the rest is
+        decayed plainly.
       mask: as in :func:`frobenius_decay`: ``True`` is decayed, by whichever rule fits.
 
     Raises:
@@ -125,9 +128,7 @@ def _decay(
     for name, value in (("frobenius_decay", frobenius), ("weight_decay", plain)):
         if not (value is None or callable(value) or _is_number(value)):
             raise TypeError(f"{name}={value!r}: expected a number or a schedule")
-    if isinstance(products, Product) or not all(isinstance(p, Product) for p in products):
-        raise TypeError(f"products={products!r}: expected a sequence of Product")
-    products = tuple(products)
+    products = require_products(products)
     scheduled = callable(frobenius) or callable(plain)
 
     def init(params: Any) -> Any:
@@ -149,7 +150,9 @@ def _decay(
             value = coefficient(state.count) if callable(coefficient) else coefficient
             if isinstance(value, int | float) and value == 0:
                 return
-            added.update({path: value * g for path, g in gradients().items()})
+            for path, gradient in gradients().items():
+                term = value * gradient
+                added[path] = added[path] + term if path in added else term
 
         add(frobenius, lambda: jax.grad(terms.penalty)(terms.leaves))
         if plain is not None:

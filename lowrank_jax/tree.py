@@ -1,17 +1,19 @@
 """Walking a parameter tree kernel by kernel: paths, factorized weights and partition boxes.
 
-A path is the string of keys from the root, joined by ``/``. A *box* is a leaf wrapper that carries
-the names of mesh axes beside an array (``flax.linen.Partitioned`` and its kin); it is known by what
-it offers (``value``, ``replace_boxed``, ``names``), so that nothing here depends on flax. A
-kernel's path does not contain the box. When a kernel is factorized, the box goes inside the weight:
-each factor axis gets the name of the dense axis it comes from.
+A path is the string of keys from the root, joined by ``/``. The *name* of a leaf is its path,
+except that the array of an nnx variable has the name of the variable. A *box* is a leaf wrapper
+that carries the names of mesh axes beside an array (``flax.linen.Partitioned`` and its kin); it is
+known by what it offers (``value``, ``replace_boxed``, ``names``), so that nothing here depends on
+flax. A kernel's path does not contain the box. When a kernel is factorized, the box goes inside the
+weight: each factor axis gets the name of the dense axis it comes from.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +23,8 @@ from lowrank_jax.placement import follow
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 
 Components = tuple[str, ...]
+
+_VALUE = jax.tree_util.GetAttrKey("value")
 
 
 def components(key_path: tuple[Any, ...]) -> Components:
@@ -72,6 +76,34 @@ def kernels(params: Any) -> dict[str, Any]:
             raise ValueError(f"two leaves of the tree have the path {path}; rename one of them")
         found[path] = unbox(leaf)
     return found
+
+
+def leaf_names(params: Any, is_leaf: Callable[[Any], bool] = is_kernel) -> dict[str, str]:
+    """The name of every leaf by its path.
+
+    The array of an nnx variable (and that in a partition box, where ``is_leaf`` does not stop at
+    it) is an attribute ``value``, the only one: it has the name of what it is in. A leaf that is
+    called ``value`` in a dictionary or beside others keeps its name.
+
+    >>> leaf_names({"query": 1, "value": 2})
+    {'query': 'query', 'value': 'value'}
+    """
+    entries = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+    siblings = collections.Counter(key_path[:-1] for key_path, _ in entries)
+    names = {}
+    for key_path, _ in entries:
+        path, inside = path_string(key_path), key_path[-1:] == (_VALUE,)
+        names[path] = (
+            path_string(key_path[:-1]) if inside and siblings[key_path[:-1]] == 1 else path
+        )
+    return names
+
+
+def stored_path(named: str, names: Mapping[str, str]) -> str | None:
+    """The path of a leaf that was named by its path or by its name; None if there is none."""
+    if named in names:
+        return named
+    return next((path for path, name in names.items() if name == named), None)
 
 
 def factorized_weights(params: Any) -> dict[str, FactorizedWeight]:

@@ -4,37 +4,25 @@ The same attention head is stored in many ways: queries alone ``(D, H, d)``, or 
 values together as ``(D, 3, H, d)``, ``(D, 3 * H * d)`` or ``(D, H, 3 * d)``; and query heads that
 share their keys in groups are read as ``(D, groups, heads of a group, d)``. A :class:`View` names a
 leaf and says, step by step, how it is read: an axis is split in several, or a part of an axis is
-taken.
+taken. What it reads of a leaf is a ``Reading``, see ``lowrank_jax/readings.py``.
 
-A factorized kernel is read without being formed. Each axis of the dense kernel belongs to a factor,
-so a step acts on the factors that have the axis, and what a view gives is a chain of operands
-``u, m, vt`` with labelled axes. The Gram matrix along one axis of size d,
-
-    G[i, j] = sum over all free axes f of  kernel[f, i] kernel[f, j],
-
-is folded along that chain from the far end: with the axis in ``vt`` it is
-``vtᵀ (mᵀ (uᵀ u) m) vt``, in this order, and nothing larger than a factor appears on the way.
+Every step acts on one axis, so what a view reads is known axis by axis: the entries at some indices
+of each, whatever the steps are that say so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import string
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
 
+from lowrank_jax.readings import Label, Operand, Reading, operands_of
 from lowrank_jax.weights import is_factorized
-from lowrank_jax.weights.geometry import RANK
-from lowrank_jax.weights.two_factor import TwoFactorWeight
-
-Label = Hashable
-"""An axis of an operand: a tuple for one that comes from the dense kernel, else a string."""
+from lowrank_jax.weights.explicit_axes import unsplit
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,6 +35,9 @@ class View:
         before them give; negative ones count from the end, so that leading axes, as ``nn.scan``
         adds them, need nothing.
 
+    Raises:
+      TypeError: the path is no string.
+
     >>> values = View("attention/qkv/kernel").split(-1, (3, 4, 2)).take(-3, 2)
     >>> values
     View('attention/qkv/kernel').split(-1, (3, 4, 2)).take(-3, 2)
@@ -56,6 +47,10 @@ class View:
 
     path: str
     steps: tuple[_Split | _Take, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            raise TypeError(f"{self.path!r}: expected a path, such as 'query/kernel', or a View")
 
     @classmethod
     def of(cls, kernel: str | View) -> View:
@@ -73,12 +68,39 @@ class View:
         return str(self.brief)
 
     def split(self, axis: int, sizes: Sequence[int]) -> View:
-        """Reads one axis as several, of these sizes, the last one running fastest."""
-        return dataclasses.replace(self, steps=(*self.steps, _Split(axis, tuple(sizes))))
+        """Reads one axis as several, of these sizes, the last one running fastest.
+
+        Raises:
+          TypeError: the axis is no whole number, or the sizes are no sequence of them.
+        """
+        try:
+            step = _Split(operator.index(axis), tuple(map(operator.index, sizes)))
+        except TypeError as error:
+            raise TypeError(
+                f"{self!r}.split({axis!r}, {sizes!r}): expected an axis and the sizes that it is "
+                "read as, such as split(-1, (3, 4, 2))"
+            ) from error
+        return dataclasses.replace(self, steps=(*self.steps, step))
 
     def take(self, axis: int, part: int | tuple[int, int]) -> View:
-        """Reads one index of an axis, which is gone then, or a range ``(start, stop)`` of it."""
-        return dataclasses.replace(self, steps=(*self.steps, _Take(axis, part)))
+        """Reads one index of an axis, which is gone then, or a range ``(start, stop)`` of it.
+
+        Raises:
+          TypeError: the axis is no whole number, or the part neither one nor a pair of them.
+        """
+        try:
+            if isinstance(part, tuple):
+                start, stop = part
+                index: int | tuple[int, int] = (operator.index(start), operator.index(stop))
+            else:
+                index = operator.index(part)
+            step = _Take(operator.index(axis), index)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{self!r}.take({axis!r}, {part!r}): expected an axis and an index of it, or a "
+                "tuple (start, stop)"
+            ) from error
+        return dataclasses.replace(self, steps=(*self.steps, step))
 
     def below(self, prefix: str) -> View:
         """The same view of a leaf at ``prefix + path``."""
@@ -101,20 +123,33 @@ class View:
             shape = (*shape[:axis], *step.sizes_of(shape[axis]), *shape[axis + 1 :])
         return shape
 
+    def indices(self, stored: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """For each axis of a leaf of this dense shape, which of its indices are read.
+
+        >>> View("qkv").split(-1, (3, 4)).take(-2, 1).indices((2, 12))
+        ((0, 1), (4, 5, 6, 7))
+        """
+        axes = (Operand(np.arange(size), ((axis,),)) for axis, size in enumerate(stored))
+        return tuple(
+            tuple(operand.array.ravel().tolist())
+            for operand in self._steps_on(tuple(axes), stored).operands
+        )
+
     def read(self, leaf: Any) -> Reading:
         """What is read of an array or a factorized weight, factors kept apart.
 
         Works on NumPy arrays, too; their operands share memory with the leaf.
         """
-        shape = tuple(leaf.shape)
-        self.shape(shape)
-        axes: list[Label] = [(axis,) for axis in range(len(shape))]
-        operands = _operands(leaf)
+        return self._steps_on(tuple(operands_of(leaf)), leaf.shape)
+
+    def _steps_on(self, operands: tuple[Operand, ...], stored: Sequence[int]) -> Reading:
+        self.shape(stored)
+        axes: list[Label] = [(axis,) for axis in range(len(stored))]
         for step in self.steps:
             position = step.axis % len(axes)
-            operands = [step.act(operand, axes[position]) for operand in operands]
+            operands = tuple(step.act(operand, axes[position]) for operand in operands)
             axes[position : position + 1] = step.labels(axes[position])
-        return Reading(tuple(axes), tuple(operands))
+        return Reading(tuple(axes), operands)
 
     def array(self, leaf: Any) -> Any:
         """What is read, as one array: a factorized weight is composed."""
@@ -123,19 +158,6 @@ class View:
 
     def __repr__(self) -> str:
         return ".".join([f"View({self.path!r})", *map(repr, self.steps)])
-
-
-@dataclasses.dataclass(frozen=True)
-class Operand:
-    """An array with labelled axes; ``taken`` are the dense axes of which a part was taken."""
-
-    array: Any
-    axes: tuple[Label, ...]
-    taken: tuple[Label, ...] = ()
-
-    def renamed(self, names: dict[Label, Label]) -> Operand:
-        axes = tuple(names.get(label, label) for label in self.axes)
-        return dataclasses.replace(self, axes=axes)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -156,7 +178,7 @@ class _Split:
         if label not in operand.axes:
             return operand
         at, shape = operand.axes.index(label), operand.array.shape
-        array = operand.array.reshape((*shape[:at], *self.sizes, *shape[at + 1 :]))
+        array = unsplit(operand.array, at).reshape((*shape[:at], *self.sizes, *shape[at + 1 :]))
         axes = (*operand.axes[:at], *self.labels(label), *operand.axes[at + 1 :])
         return dataclasses.replace(operand, array=array, axes=axes)
 
@@ -190,181 +212,12 @@ class _Take:
             stop = start + 1
         else:
             start, stop = self.part
-        array = operand.array[(slice(None),) * at + (slice(start, stop),)]
+        array = unsplit(operand.array, at)[(slice(None),) * at + (slice(start, stop),)]
         if isinstance(self.part, int):
+            # An index instead of a slice would be a gather, which explicit axes refuse.
             array = array.squeeze(at)
         axes = (*operand.axes[:at], *self.labels(label), *operand.axes[at + 1 :])
         return Operand(array, axes, (*operand.taken, label))
 
     def __repr__(self) -> str:
         return f"take({self.axis}, {self.part})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """What a view reads of a leaf.
-
-    Attributes:
-      axes: the labels of what is read, in order.
-      operands: whose product it is, neighbours in the chain sharing a rank axis.
-    """
-
-    axes: tuple[Label, ...]
-    operands: tuple[Operand, ...]
-
-    def at(self, index: Mapping[Label, int]) -> Reading:
-        """What is read at one index of some of its axes, which are gone then."""
-        operands = (
-            Operand(
-                operand.array[tuple(index.get(label, slice(None)) for label in operand.axes)],
-                tuple(label for label in operand.axes if label not in index),
-                operand.taken,
-            )
-            for operand in self.operands
-        )
-        return Reading(tuple(x for x in self.axes if x not in index), tuple(operands))
-
-    def chain(self, axis: int) -> tuple[Operand, ...]:
-        """The operands, that with this axis of what is read last."""
-        label = self.axes[axis]
-        return self.operands if label in self.operands[-1].axes else self.operands[::-1]
-
-    def links(self, axis: int, shared: Sequence[int]) -> Iterable[Link]:
-        """The chain as steps that lead from its far end to an axis, see :class:`Link`."""
-        chain, kept = self.chain(axis), {self.axes[other] for other in shared}
-        before: Label | None = None
-        for position, operand in enumerate(chain):
-            later = {label for other in chain[position + 1 :] for label in other.axes}
-            after = self.axes[axis]
-            if position + 1 < len(chain):
-                (after,) = (label for label in operand.axes if _is_rank(label) and label in later)
-            batch = {label for label in kept | later if not _is_rank(label)}
-            yield Link(operand, before, after, batch - {after})
-            before = after
-
-    def gram(self, axis: int, shared: Sequence[int]) -> jax.Array:
-        """``(*shared, d, d)``: the inner products along one axis of what is read.
-
-        Args:
-          axis: of size d.
-          shared: axes that are kept apart; over all others is summed.
-        """
-        gram: Operand | None = None
-        for link in self.links(axis, shared):
-            operand = dataclasses.replace(link.operand, array=_widened(link.operand.array))
-            # The operand as the sum's second factor: its links are axes of their own.
-            second = operand.renamed({link.before: "before", link.after: "after"})
-            if gram is not None:
-                gram = gram.renamed({"after": "before"})
-                labels = dict.fromkeys([*gram.axes, *second.axes])
-                second = _contract(gram, second, tuple(x for x in labels if x != "before"))
-            labels = dict.fromkeys([*operand.axes, *second.axes])
-            batch = [label for label in labels if label in link.batch]
-            gram = _contract(operand, second, (*batch, link.after, "after"))
-        assert gram is not None
-        result = (*(self.axes[other] for other in (*shared, axis)), "after")
-        return gram.array.transpose([gram.axes.index(label) for label in result])
-
-
-@dataclasses.dataclass(frozen=True)
-class Link:
-    """A step along the chain of operands.
-
-    Attributes:
-      operand: the array of this step.
-      before, after: its axes toward the operand before it (None at the far end) and toward the next
-        one; at the end of the chain, the axis that the chain leads to.
-      batch: axes that must not be summed yet, because a later operand has them or they are shared.
-    """
-
-    operand: Operand
-    before: Label | None
-    after: Label
-    batch: set[Label]
-
-
-def stored_path(path: str, paths: Iterable[str]) -> str | None:
-    """The path that a leaf has among those of a tree, or None.
-
-    The array of an nnx variable, and one in a partition box, has a path below that of the kernel.
-    """
-    return next((found for found in (path, f"{path}/value") if found in paths), None)
-
-
-def _is_rank(label: Label) -> bool:
-    return not isinstance(label, tuple)
-
-
-def _operands(leaf: Any) -> list[Operand]:
-    if not isinstance(leaf, TwoFactorWeight):
-        array = leaf.dense() if is_factorized(leaf) else leaf
-        return [Operand(array, tuple((axis,) for axis in range(array.ndim)))]
-    sources = leaf.factor_axes
-    ranks = {"u": ["left"], "m": ["left", "right"], "vt": ["left" if leaf.m is None else "right"]}
-    operands = []
-    for name in ("u", "m", "vt"):
-        factor = getattr(leaf, name)
-        if factor is not None:
-            nothing = tuple(at for at, source in enumerate(sources[name]) if source is None)
-            rank = iter(ranks[name])
-            axes = (
-                next(rank) if source == RANK else (source,)
-                for source in sources[name]
-                if source is not None
-            )
-            operands.append(Operand(factor.squeeze(nothing) if nothing else factor, tuple(axes)))
-    return operands
-
-
-def _widened(array: Any) -> jax.Array:
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def subscripts(operands: Sequence[Operand], result: Sequence[Label]) -> str:
-    """What ``einsum`` calls the sum over all axes that are not in the result.
-
-    >>> subscripts([Operand(None, (0, 1)), Operand(None, (1, 2))], (0, 2))
-    'ab,bc->ac'
-    """
-    labels = dict.fromkeys(label for operand in operands for label in operand.axes)
-    letters = dict(zip(labels, string.ascii_letters, strict=False))
-    *inputs, output = (
-        "".join(letters[label] for label in axes)
-        for axes in (*(operand.axes for operand in operands), result)
-    )
-    return f"{','.join(inputs)}->{output}"
-
-
-def _contract(left: Operand, right: Operand, result: tuple[Label, ...]) -> Operand:
-    """The sum over all axes that are not in the result."""
-    array = jnp.einsum(
-        subscripts((left, right), result),
-        left.array,
-        right.array,
-        precision=lax.Precision.HIGHEST,
-        out_sharding=_sharding((left, right), result),
-    )
-    return Operand(array, result)
-
-
-def _sharding(operands: Iterable[Operand], result: tuple[Label, ...]) -> NamedSharding | None:
-    """On explicit axes: the result's axes are split as in the operands, rank axes not at all."""
-    found: dict[Label, Any] = {}
-    mesh = None
-    for operand in operands:
-        sharding = getattr(jax.typeof(operand.array), "sharding", None)
-        if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
-            mesh = sharding.mesh
-            for label, names in zip(operand.axes, sharding.spec, strict=False):
-                used = {name for other in found.values() for name in _names(other)}
-                if label in result and not _is_rank(label) and not used & _names(names):
-                    found.setdefault(label, names)
-    if mesh is None:
-        return None
-    return NamedSharding(mesh, PartitionSpec(*(found.get(label) for label in result)))
-
-
-def _names(entry: Any) -> set[str]:
-    """The mesh axes in one entry of a partition spec."""
-    return set(entry) if isinstance(entry, tuple) else set() if entry is None else {entry}

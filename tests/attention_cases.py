@@ -83,6 +83,29 @@ def flax_heads(module: Any) -> list[Head]:
     ]
 
 
+def stacked_heads(module: Any) -> list[Head]:
+    """The same of a module with an axis of layers in front."""
+    layers = [
+        {
+            name: {key: dense(leaf)[layer] for key, leaf in projection.items()}
+            for name, projection in module.items()
+        }
+        for layer in range(dense(module["query"]["kernel"]).shape[0])
+    ]
+    return [head for one in layers for head in flax_heads(one)]
+
+
+def penalty(heads: list[Head], which: tuple[str, ...] = ("qk", "ov")) -> float:
+    """Half the sum of the squared norms of the heads' products."""
+    total = 0.0
+    for head in heads:
+        if "qk" in which:
+            total += 0.5 * np.sum((head["q"] @ head["k"].T) ** 2)
+        if "ov" in which:
+            total += 0.5 * np.sum((head["v"] @ head["o"]) ** 2)
+    return float(total)
+
+
 def module(draw: Draw, kernel: Callable[..., Any], groups: int = HEADS) -> dict[str, Any]:
     shapes = {"query": HEADS, "key": groups, "value": groups}
     return {
@@ -136,17 +159,7 @@ def scanned(low_rank: bool) -> Case:
         for name in ("query", "key", "value")
     } | {"out": {"kernel": kernel(HEADS, SIZE, MODEL, in_axes=2), "bias": draw(LAYERS, MODEL)}}
 
-    def heads(params: Any) -> list[Head]:
-        layers = [
-            {
-                name: {key: dense(leaf)[layer] for key, leaf in projection.items()}
-                for name, projection in params.items()
-            }
-            for layer in range(LAYERS)
-        ]
-        return [head for one in layers for head in flax_heads(one)]
-
-    return Case(params, heads)
+    return Case(params, stacked_heads)
 
 
 def fused(

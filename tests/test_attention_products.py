@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from attention_cases import (
     flax_heads,
     grouped,
     module,
+    penalty,
 )
 from flax import linen as nn
 from flax import nnx
@@ -33,16 +35,6 @@ from lowrank_jax import (
 )
 
 
-def explicit(heads: list[dict[str, np.ndarray]], which: tuple[str, ...] = ("qk", "ov")) -> float:
-    penalty = 0.0
-    for head in heads:
-        if "qk" in which:
-            penalty += 0.5 * np.sum((head["q"] @ head["k"].T) ** 2)
-        if "ov" in which:
-            penalty += 0.5 * np.sum((head["v"] @ head["o"]) ** 2)
-    return penalty
-
-
 def of_products(case: Case, which: tuple[str, ...]) -> jax.Array:
     products = attention_products(case.params, which, layout=case.layout)
     return sum(
@@ -55,8 +47,8 @@ def of_products(case: Case, which: tuple[str, ...]) -> jax.Array:
 def test_the_penalty_is_the_sum_over_heads(name: str, quick_compile: None) -> None:
     case = CASES[name]()
     products = attention_products(case.params, layout=case.layout)
-    penalty = frobenius_penalty(case.params, products)
-    np.testing.assert_allclose(penalty, explicit(case.heads(case.params)), rtol=1e-5)
+    found = frobenius_penalty(case.params, products)
+    np.testing.assert_allclose(found, penalty(case.heads(case.params)), rtol=1e-5)
     abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, case.params))
     assert attention_products(abstract, layout=case.layout) == products
     frobenius_decay(1.0, products).init(abstract)
@@ -66,7 +58,7 @@ def test_the_penalty_is_the_sum_over_heads(name: str, quick_compile: None) -> No
 def test_one_kind_of_products_alone(pair: str) -> None:
     case = CASES["grouped"]()
     np.testing.assert_allclose(
-        of_products(case, (pair,)), explicit(case.heads(case.params), (pair,)), rtol=1e-5
+        of_products(case, (pair,)), penalty(case.heads(case.params), (pair,)), rtol=1e-5
     )
 
 
@@ -109,20 +101,20 @@ def test_flax_modules_are_found_at_any_depth() -> None:
 def test_nnx_modules_and_boxes_are_found(quick_compile: None) -> None:
     attention = nnx.MultiHeadAttention(HEADS, MODEL, HEADS * SIZE, rngs=nnx.Rngs(0), decode=False)
     state = nnx.state(attention, nnx.Param)
-    penalty = frobenius_penalty(state, attention_products(state))
+    found = frobenius_penalty(state, attention_products(state))
     heads = flax_heads(
         {
             name: {"kernel": state[name]["kernel"][...], "bias": state[name]["bias"][...]}
             for name in ("query", "key", "value", "out")
         }
     )
-    np.testing.assert_allclose(penalty, explicit(heads), rtol=1e-5)
+    np.testing.assert_allclose(found, penalty(heads), rtol=1e-5)
     case = CASES["factorized"]()
     boxed = jax.tree.map(lambda x: nn.Partitioned(x, names=(None,) * x.ndim), case.params)
     assert attention_products(boxed) == attention_products(case.params)
     np.testing.assert_allclose(
         frobenius_penalty(boxed, attention_products(boxed)),
-        explicit(case.heads(case.params)),
+        penalty(case.heads(case.params)),
         rtol=1e-5,
     )
 
@@ -177,6 +169,71 @@ def test_a_module_of_two_dimensional_kernels_says_what_it_needs() -> None:
 def test_what_does_not_fit_is_an_error(path: str, leaf: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention_products(changed(path, leaf))
+
+
+def stacked_along_one(size: int, *, bias: bool) -> dict[str, Any]:
+    """Modules stacked by nn.scan with params on axis 1: (D, L, H, d), (H, L, d), (H, L, d, D)."""
+    draw = Draw()
+    shapes = dict.fromkeys(("query", "key", "value"), (MODEL, size, HEADS, SIZE))
+    params = {name: {"kernel": draw(*shape)} for name, shape in shapes.items()}
+    if bias:
+        for projection in params.values():
+            projection["bias"] = draw(HEADS, size, SIZE)
+    return params | {"out": {"kernel": draw(HEADS, size, SIZE, MODEL)}}
+
+
+@pytest.mark.parametrize("which", [("qk",), ("ov",), ("qk", "ov")])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layers", [2, HEADS])
+def test_modules_stacked_along_another_axis_are_refused(
+    layers: int, bias: bool, which: tuple[str, ...]
+) -> None:
+    params = stacked_along_one(layers, bias=bias)
+    with pytest.raises(ValueError, match="modules are stacked must be in front"):
+        attention_products(params, which)
+    del params["out"]
+    if bias:  # Without outputs, the biases tell.
+        with pytest.raises(ValueError, match=r"query/bias has shape \(4, .*modules are stacked"):
+            attention_products(params, ("qk",))
+
+
+def test_outputs_of_another_form_do_not_hinder_queries_and_keys() -> None:
+    params = grouped().params
+    (expected,) = attention_products(params, ("qk",))
+    params["attention"]["out"]["kernel"] = Draw()(HEADS * SIZE, MODEL)
+    assert attention_products(params, ("qk",)) == (expected,)
+    del params["attention"]["out"]
+    assert attention_products(params, ("qk",)) == (expected,)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Leaves:
+    """Parameters as attributes, as in Equinox."""
+
+    query: Any
+    key: Any
+    value: Any
+    out: Any
+
+
+@pytest.mark.parametrize("collect", [dict, Leaves])
+def test_a_leaf_may_be_called_value(collect: Any) -> None:
+    kernels = {name: leaf["kernel"] for name, leaf in CASES["flax"]().params["attention"].items()}
+    layout = AttentionLayout(
+        *(Projection(name) for name in ("query", "key", "value")),
+        out=Projection("out", heads=-3, size=-2, model=-1),
+    )
+    params = {"attn": collect(**kernels)}
+    products = attention_products(params, layout=layout)
+    assert [product.paths for product in products] == [
+        ("attn/query", "attn/key"),
+        ("attn/value", "attn/out"),
+    ]
+    case = CASES["flax"]()
+    np.testing.assert_allclose(
+        frobenius_penalty(params, products), penalty(case.heads(case.params)), rtol=1e-5
+    )
 
 
 def test_a_bias_that_the_layout_does_not_name_is_an_error() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from attention_cases import CASES, HEADS, MODEL, SIZE, Draw, dense
+from closeness import assert_close
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,15 +23,11 @@ from lowrank_jax import (
     attention_products,
     balance_products,
     factorize,
+    restructure,
 )
 from lowrank_jax.balance import change_of_basis
 
 ALONG_HEADS = (((2,), (2,)), ((1,), (1,)))
-
-
-def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> None:
-    """Within a share of the largest entry."""
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -43,8 +41,8 @@ def test_products_and_biased_scores_stay_and_factors_are_balanced(name: str) -> 
     before, after = case.heads(case.params), case.heads(balanced)
     shared = len(before) // len({head["k"].tobytes() for head in before})
     for old, new in zip(before, after, strict=True):
-        close(new["q"] @ new["k"].T, old["q"] @ old["k"].T)
-        close(new["v"] @ new["o"], old["v"] @ old["o"])
+        assert_close(new["q"] @ new["k"].T, old["q"] @ old["k"].T, 1e-5)
+        assert_close(new["v"] @ new["o"], old["v"] @ old["o"], 1e-5)
         scores, values = (
             [
                 (x @ head["q"] + head["b_q"]) @ (y @ head["k"] + head["b_k"]).T,
@@ -53,7 +51,7 @@ def test_products_and_biased_scores_stay_and_factors_are_balanced(name: str) -> 
             for head in (new, old)
         )
         for found, wanted in zip(scores, values, strict=True):
-            close(found, wanted)
+            assert_close(found, wanted, 1e-5)
     for first in range(0, len(before), shared):  # The heads that share keys and values.
         group, old = after[first : first + shared], before[first : first + shared]
         for u, vt, product in (
@@ -65,8 +63,8 @@ def test_products_and_biased_scores_stay_and_factors_are_balanced(name: str) -> 
             else:
                 whole = np.concatenate([h["v"] @ h["o"] for h in old], axis=1)
             s = np.diag(np.linalg.svd(whole, compute_uv=False)[:SIZE])
-            close(u.T @ u, s)
-            close(vt @ vt.T, s)
+            assert_close(u.T @ u, s, 1e-5)
+            assert_close(vt @ vt.T, s, 1e-5)
 
 
 def test_only_the_factor_with_the_head_size_changes() -> None:
@@ -92,7 +90,30 @@ def test_logits_of_flax_attention_are_unchanged(cross: bool, quick_compile: None
     biases = [variables["params"]["query"]["bias"] for variables in (params, balanced)]
     assert np.abs(biases[0] - biases[1]).max() > 0.1
     apply = jax.jit(model.apply)
-    close(np.asarray(apply(balanced, x, y)), np.asarray(apply(params, x, y)))
+    assert_close(np.asarray(apply(balanced, x, y)), np.asarray(apply(params, x, y)), 1e-5)
+
+
+def test_moments_of_the_old_basis_are_forgotten_with_those_of_the_biases() -> None:
+    params = CASES["flax"]().params
+    products = attention_products(params)
+    balanced = balance_products(params, products)
+    changed = {path for product in products for path in product.paths_with_biases}
+    assert changed == {
+        "/".join(("attention", name, leaf))
+        for name, projection in params["attention"].items()
+        for leaf, array in projection.items()
+        if balanced["attention"][name][leaf] is not array
+    }
+    tx = optax.adam(1e-3)
+    _, state = tx.update(params, tx.init(params), params)
+    moments = restructure.carry(tx, state, params, balanced, changed)[0].mu["attention"]
+    kept = {
+        f"attention/{name}/{leaf}"
+        for name, projection in moments.items()
+        for leaf, moment in projection.items()
+        if moment.any()
+    }
+    assert kept == {"attention/out/bias"}
 
 
 def random(*shape: int) -> np.ndarray:
@@ -139,7 +160,7 @@ def test_stored_kernels_of_low_rank_are_balanced_too() -> None:
     u = np.asarray(random(8, 2) @ random(2, 5), np.float32)
     vt = np.asarray(random(5, 3) @ random(3, 7), np.float32)
     balanced = balance_products({"u": u, "vt": vt}, [Product("u", "vt")])
-    close(dense(balanced["u"]) @ dense(balanced["vt"]), dense(u) @ dense(vt))
+    assert_close(dense(balanced["u"]) @ dense(balanced["vt"]), dense(u) @ dense(vt), 1e-5)
     norms = np.linalg.norm(balanced["u"], axis=0), np.linalg.norm(balanced["vt"], axis=1)
     assert np.maximum(*norms).min() > 0.1
 
@@ -188,6 +209,10 @@ def test_what_cannot_be_balanced_is_refused() -> None:
         balance_products(params | {"other": params["q"]}, [product, other])
     with pytest.raises(ValueError, match="listed twice"):
         balance_products(params, [product, product])
+    with pytest.raises(ValueError, match=r"q: its dtype is int32, .*expected floating"):
+        balance_products(params | {"q": np.ones((MODEL, HEADS, SIZE), np.int32)}, [product])
+    with pytest.raises(ValueError, match=r"'k', 'k'\): both sides are the same entries of k"):
+        balance_products(params, [Product("k", "k", dimension_numbers=ALONG_HEADS)])
     with pytest.raises(ValueError, match="names q, which is not in the parameters; near"):
         balance_products({"k": params["k"], "qq": params["q"]}, [product])
     with pytest.raises(ValueError, match=r"differ along the shared axes"):

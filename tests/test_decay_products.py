@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from attention_cases import CASES, HEADS, MODEL, SIZE, Draw
+from closeness import assert_close
 from flax import linen as nn
 from jaxprs import equations, largest_intermediate
 
@@ -41,11 +42,6 @@ def added(tx: optax.GradientTransformation, params: Any) -> Any:
 
 def doubled(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
-
-
-def close(found: Any, wanted: Any) -> None:
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 def kernel(leaf: Any) -> jax.Array:
@@ -80,7 +76,7 @@ def test_gradients_are_those_of_the_products_written_out(
 
     np.testing.assert_allclose(frobenius_penalty(params, products), penalty(params), rtol=1e-10)
     wanted = jax.tree.map(lambda g: COEFFICIENT * g, jax.grad(penalty)(params))
-    close(added(frobenius_decay(COEFFICIENT, products), params), wanted)
+    assert_close(added(frobenius_decay(COEFFICIENT, products), params), wanted, 1e-9)
 
 
 def test_gradients_of_a_fused_kernel_have_a_closed_form(x64: None, quick_compile: None) -> None:
@@ -123,7 +119,7 @@ def test_weights_and_products_together_count_nothing_twice(x64: None, quick_comp
         wanted[place[0]][place[1]] = 0.5 * params[place[0]][place[1]]
     for name in ("query", "key", "value", "out"):
         wanted["attention"][name]["bias"] = 0.5 * params["attention"][name]["bias"]
-    close(added(decay(0.5, 2.0, products), params), wanted)
+    assert_close(added(decay(0.5, 2.0, products), params), wanted, 1e-9)
     # Without the products, the projections are kernels as any other.
     weights = [
         leaf for leaf in jax.tree.leaves(params, is_leaf=is_factorized) if is_factorized(leaf)
@@ -165,9 +161,51 @@ def test_only_the_same_parts_are_the_same_product() -> None:
     again = Product(k, q, dimension_numbers=ALONG_HEADS)
     with pytest.raises(ValueError, match=r"View\('qkv'\).split.*is listed twice"):
         frobenius_penalty(params, [*products, again])
-    whole = Product("q", View("k"))
-    with pytest.raises(ValueError, match="is listed twice"):
-        frobenius_penalty({}, [whole, Product("q", "k")])
+
+
+QKV = View("qkv").split(-1, (3, HEADS, SIZE))
+READ_IN_PART = {
+    "one pair of three parts": [(QKV.take(-3, 0), QKV.take(-3, 1))],
+    "ranges that overlap": [
+        (View("qkv").take(-1, (0, 8)).split(-1, (4, 2)), "two"),
+        (View("qkv").take(-1, (4, 12)).split(-1, (4, 2)).take(0, (2, 9)), "two"),
+    ],
+}
+
+
+@pytest.mark.parametrize("pairs", READ_IN_PART.values(), ids=READ_IN_PART)
+def test_what_products_do_not_read_is_decayed_plainly(
+    pairs: Any, x64: None, quick_compile: None
+) -> None:
+    draw = Draw()
+    params = doubled({"qkv": draw(MODEL, 3 * HEADS * SIZE), "two": draw(MODEL, 4, 2)})
+    products = [Product(u, vt, dimension_numbers=ALONG_HEADS) for u, vt in pairs]
+    # What is read, found by taking it: a part that is read has no gradient where it is zero.
+    ones = np.ones(params["qkv"].shape)
+    for view in (view for pair in pairs for view in pair if view != "two"):
+        view.read(ones).operands[0].array[...] = 0
+    assert 0 < ones.sum() < ones.size
+    wanted = jax.grad(lambda p: 2.0 * frobenius_penalty(p, products))(params)["qkv"]
+    found = added(decay(0.5, 2.0, products), params)["qkv"]
+    assert_close(found, wanted + 0.5 * ones * params["qkv"], 1e-9)
+    alone = added(frobenius_decay(2.0, products), params)["qkv"]
+    assert_close(alone, wanted, 1e-9)
+    frobenius_decay(2.0, products).init(jax.eval_shape(lambda: params))
+    masked = added(decay(0.5, 2.0, products, mask={"qkv": False, "two": False}), params)
+    assert not masked["qkv"].any()
+
+
+def test_a_factorized_kernel_must_be_read_whole() -> None:
+    case = CASES["fused (D, 3 H d), factorized"]()
+    products = attention_products(case.params, ("ov",), layout=case.layout)
+    for attempt in (
+        lambda: frobenius_penalty(case.params, products),
+        lambda: decay(1.0, products=products).init(case.params),
+    ):
+        with pytest.raises(ValueError, match="qkv/kernel: products read only a part of this LowR"):
+            attempt()
+    mask = {"qkv": {"kernel": False, "bias": True}, "out": {"kernel": False, "bias": True}}
+    decay(1.0, products=products, mask=mask).init(case.params)
 
 
 def of_kind(name: str, draw: Draw) -> Any:

@@ -2,20 +2,27 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from lowrank_jax import (
+    AttentionLayout,
     Energy,
     FixedRank,
     LowRank,
     ParamFraction,
     Product,
+    Projection,
     RankScale,
     Rule,
+    View,
+    attention_products,
+    balance_products,
     decay,
     factorize,
     frobenius_decay,
+    frobenius_penalty,
     initializers,
     refactorize,
     regular,
@@ -76,6 +83,34 @@ MISUSE = {
         ValueError,
         "int32 has no gradient",
     ),
+    "one product alone to balance": (
+        lambda: balance_products(PARAMS, Product("u", "vt")),
+        TypeError,
+        "sequence of Product",
+    ),
+    "one product alone to measure": (
+        lambda: frobenius_penalty(PARAMS, Product("u", "vt")),
+        TypeError,
+        "sequence of Product",
+    ),
+    "product of a number": (lambda: Product(1, "vt"), TypeError, "1: expected a path"),
+    "no bias": (lambda: Product("u", "vt", u_bias=0), TypeError, "0: expected a path"),
+    "projection of a number": (lambda: Projection(3), TypeError, "3: expected a path"),
+    "layout of paths": (
+        lambda: AttentionLayout(query="q/kernel"),
+        TypeError,
+        r"query='q/kernel'\): expected a Projection",
+    ),
+    "layout as text": (
+        lambda: attention_products(PARAMS, layout="flax"),
+        TypeError,
+        "expected an AttentionLayout",
+    ),
+    "split in a number": (lambda: View("q").split(-1, 3), TypeError, r"split\(-1, 3\): expected"),
+    "split along half": (lambda: View("q").split(0.5, (3,)), TypeError, "expected an axis"),
+    "take a list": (lambda: View("q").take(0, [0, 2]), TypeError, r"a tuple \(start, stop\)"),
+    "take a slice": (lambda: View("q").take(0, slice(0, 2)), TypeError, r"tuple \(start, stop\)"),
+    "take three": (lambda: View("q").take(0, (0, 1, 2)), TypeError, r"a tuple \(start, stop\)"),
     "mask of text": (
         lambda: decay(0.1, mask={"k": "False", "b": True}).init(PARAMS),
         TypeError,
@@ -99,6 +134,12 @@ MISUSE = {
 def test_misuse(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    view = View("q").split(np.int64(-1), np.array([3, 4])).take(np.int32(0), np.int64(1))
+    assert view == View("q").split(-1, (3, 4)).take(0, 1)
+    assert view.take(-1, (np.int64(0), np.int64(2))).shape((2, 12)) == (3, 2)
 
 
 def test_energy_does_not_count_rounding_noise():

@@ -14,6 +14,7 @@ from jaxprs import largest_intermediate
 
 from lowrank_jax import (
     Product,
+    View,
     decay,
     frobenius_decay,
     frobenius_penalty,
@@ -227,6 +228,54 @@ def test_a_product_listed_twice_is_an_error() -> None:
             frobenius_decay(1.0, [QUERY_KEY, again]).init(params)
         with pytest.raises(ValueError, match=r"is listed twice"):
             frobenius_penalty(params, [QUERY_KEY, again])
+
+
+FLAT = View("flat").split(-1, (HEADS, SIZE))
+SPELLINGS = {
+    "an axis counted from the other end": (FLAT, View("flat").split(1, (HEADS, SIZE))),
+    "a split in one": (FLAT, FLAT.split(0, (MODEL,))),
+    "a split in two steps": (
+        View("flat").split(-1, (3, 2)),
+        View("flat").split(-1, (6, 1)).split(-2, (3, 2)).take(-1, 0),
+    ),
+    "an index counted from the end": (
+        View("three").take(0, 2),
+        View("three").take(0, -1),
+    ),
+    "all of an axis": ("q/kernel", View("q/kernel").take(0, (0, MODEL))),
+}
+
+
+@pytest.mark.parametrize(("left", "other"), SPELLINGS.values(), ids=SPELLINGS)
+def test_the_same_product_said_in_another_way_is_a_duplicate(left: Any, other: Any) -> None:
+    params = attention(np.float32)
+    params["flat"] = params["q"]["kernel"].reshape(MODEL, -1)
+    params["three"] = jnp.stack([params["q"]["kernel"]] * 3)
+    one, again = (
+        Product(view, "k/kernel", dimension_numbers=QUERY_KEY.dimension_numbers)
+        for view in (left, other)
+    )
+    expected = frobenius_penalty(params, [QUERY_KEY])
+    for product in (one, again):
+        np.testing.assert_allclose(frobenius_penalty(params, [product]), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"is listed twice"):
+        frobenius_penalty(params, [one, again])
+
+
+def test_the_path_of_a_box_and_of_the_array_in_it_are_the_same_leaf() -> None:
+    params = attention(np.float32)
+    params["q"]["kernel"] = nn.Partitioned(params["q"]["kernel"], names=(None,) * 3)
+    inside = Product("q/kernel/value", "k/kernel", dimension_numbers=QUERY_KEY.dimension_numbers)
+    assert frobenius_penalty(params, [inside]) == frobenius_penalty(params, [QUERY_KEY])
+    with pytest.raises(ValueError, match=r"is listed twice"):
+        frobenius_penalty(params, [QUERY_KEY, inside])
+
+
+def test_a_suffix_may_be_value() -> None:
+    params = {"a": {"key": jnp.ones((3, 2)), "value": jnp.ones((2, 3))}}
+    (product,) = products_by_suffix(params, "key", "value")
+    assert product.paths == ("a/key", "a/value")
+    assert frobenius_penalty(params, [product]) == 0.5 * 9 * 2**2
 
 
 def test_no_product_of_heads_is_composed() -> None:

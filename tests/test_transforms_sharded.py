@@ -26,7 +26,15 @@ PRODUCT = Product("query", "key", dimension_numbers=(((2,), (2,)), ((1,), (1,)))
 FACTORIZED = Product("query weight", "key", dimension_numbers=PRODUCT.dimension_numbers)
 WHOLE = View("fused").split(-1, (3, 4, 2))
 FUSED = Product(WHOLE.take(-3, 0), WHOLE.take(-3, 1), dimension_numbers=PRODUCT.dimension_numbers)
-PRODUCTS = [PRODUCT, FACTORIZED, FUSED]
+BOTH = [View("fused, sharded twice").split(-1, (3, 4, 2)).take(-3, part) for part in (0, 1)]
+RANGES = [View("fused heads").take(-1, (start, start + 2)) for start in (0, 2)]
+PRODUCTS = [
+    PRODUCT,
+    FACTORIZED,
+    FUSED,
+    Product(*BOTH, dimension_numbers=PRODUCT.dimension_numbers),
+    Product(*RANGES, dimension_numbers=PRODUCT.dimension_numbers),
+]
 RULE = decay(0.25, 0.5, products=PRODUCTS)
 
 # Axis type, dtype, and tolerance: in bfloat16 a rounding of one result.
@@ -77,6 +85,8 @@ def placed() -> dict[str, tuple[Any, Any]]:
             LowRank(P("y"), P(None, "x"), out_axes=2),
         ),
         "fused": (normal((16, 24)), P("x")),
+        "fused, sharded twice": (normal((16, 24)), P("x", "y")),
+        "fused heads": (normal((16, 4, 8)), P("x", None, "y")),
         "bias": (normal((8,)), P("y")),
     }
 

@@ -65,7 +65,8 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
         with nn.intercept_methods(functools.partial(_accept_weights, self)):
             attention = flax_code(nn.MultiHeadDotProductAttention.__call__)
-            return attention(PositionsView(self), *args, **kwargs)
+            view = self if self.positions is None else PositionsView(self, self.positions)
+            return attention(view, *args, **kwargs)
 
 
 def _accept_weights(
@@ -88,11 +89,12 @@ class PositionsView:
 
     Attributes:
       layer: the bound layer.
+      positions: what it does to queries and keys.
       step: the position of the one query when decoding with a cache, otherwise ``None``.
     """
 
-    def __init__(self, layer: MultiHeadDotProductAttention) -> None:
-        self.layer = layer
+    def __init__(self, layer: MultiHeadDotProductAttention, positions: Positions) -> None:
+        self.layer, self.positions = layer, positions
         decoding = layer.decode and layer.has_variable("cache", "cached_key")
         # Read before flax's code counts it up.
         self.step = layer.get_variable("cache", "cache_index") if decoding else None
@@ -102,23 +104,21 @@ class PositionsView:
 
     @property
     def attention_fn(self) -> Callable[..., jax.Array]:
-        attention_fn, positions = self.layer.attention_fn, self.layer.positions
-        if positions is None:
-            return attention_fn
+        attention_fn = self.layer.attention_fn
 
         @functools.wraps(attention_fn)  # flax looks at its signature.
         def with_positions(query: Any, key: Any, *args: Any, **kwargs: Any) -> jax.Array:
-            return attention_fn(*self._place(positions, query, key), *args, **kwargs)
+            if "module" in kwargs:  # To sow into: flax's code gives itself, which is this view.
+                kwargs["module"] = self.layer
+            return attention_fn(*self._place(query, key), *args, **kwargs)
 
         return with_positions
 
-    def _place(
-        self, positions: Positions, query: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def _place(self, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.step is None:
-            return positions(query, key)
+            return self.positions(query, key)
         axis = key.ndim - 3
         rows = jnp.zeros(key.shape, query.dtype)
         rows = lax.dynamic_update_slice_in_dim(rows, query, self.step, axis)
-        rows, key = positions(rows, key)
+        rows, key = self.positions(rows, key)
         return lax.dynamic_slice_in_dim(rows, self.step, 1, axis), key

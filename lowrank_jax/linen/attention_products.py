@@ -16,11 +16,18 @@ from flax import linen as nn
 from flax.linen.module import InterceptorContext
 
 from lowrank_jax.attention_products import attention_products as products_in_tree
+from lowrank_jax.linen.attention import MultiHeadDotProductAttention
+from lowrank_jax.linen.kernels import flax_code
 from lowrank_jax.linen.lift import lift
 from lowrank_jax.products import Product
 from lowrank_jax.tree import kernels
 
 PROJECTIONS = ("query", "key", "value", "out")
+# Code in which nothing but ``positions`` and ``normalize_qk`` comes between projections.
+KNOWN_CODE = tuple(
+    flax_code(layer.__call__)
+    for layer in (nn.MultiHeadDotProductAttention, nn.SelfAttention, MultiHeadDotProductAttention)
+)
 
 
 def attention_products(
@@ -37,16 +44,18 @@ def attention_products(
       params: its parameters: arrays, weights or ``ShapeDtypeStruct``.
       *inputs: what the model is called with; arrays may be ``ShapeDtypeStruct``.
       which: ``"qk"``, ``"ov"`` or both.
-      **kwargs: further arguments of ``model.apply``, such as ``method`` or ``train=True``. Random
-        keys and variables other than parameters need not be given.
+      **kwargs: further arguments of ``model.apply``, such as ``method`` or ``train=True``; arrays
+        may be ``ShapeDtypeStruct`` here too. Random keys and variables other than parameters need
+        not be given.
 
     Returns:
       The products with their biases, in the order of the tree. An ``attention_fn`` of the model's
       own must use queries and keys through their product alone: it cannot be looked into.
 
     Raises:
-      ValueError: the model calls no such module; "qk" is asked for and a module has ``positions``
-        or ``normalize_qk``; or kernels are stacked along another axis than a leading one.
+      ValueError: the model calls no such module, or one of a subclass with a ``__call__`` of its
+        own, which may do anything; "qk" is asked for and a module has ``positions`` or
+        ``normalize_qk``; or kernels are stacked along another axis than a leading one.
 
     >>> model = nn.MultiHeadDotProductAttention(num_heads=2, use_bias=False)
     >>> x = jax.ShapeDtypeStruct((5, 8), "float32")
@@ -96,23 +105,37 @@ def _called(
         result, module = next_fun(*args, **kwargs), context.module
         attends = context.method_name == "__call__"
         if isinstance(module, nn.MultiHeadDotProductAttention) and attends:
+            _require_known_code(module)
             seen = kernels(module.variables["params"])
             shapes = {name: tuple(seen[f"{name}/kernel"].shape) for name in PROJECTIONS}
             called[module.path] = module, shapes
         return result
 
-    options: dict[str, Any] = {"rngs": jax.random.key(0), "mutable": nn.DenyList("params")} | kwargs
-    leaves, structure = jax.tree.flatten((params, inputs))
+    options: dict[str, Any] = {"rngs": jax.random.key(0), "mutable": nn.DenyList("params")}
+    leaves, structure = jax.tree.flatten((params, inputs, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "shape")}
 
     def apply(arrays: dict[int, Any]) -> Any:
         filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        params, inputs = jax.tree.unflatten(structure, filled)
+        params, inputs, kwargs = jax.tree.unflatten(structure, filled)
         with nn.intercept_methods(note):
-            return lift(model).apply({"params": params}, *inputs, **options)
+            return lift(model).apply({"params": params}, *inputs, **(options | kwargs))
 
-    jax.eval_shape(apply, arrays)
+    # Under jit, nn.jit would run each kind of block once, and never again.
+    with jax.disable_jit():
+        jax.eval_shape(apply, arrays)
     return called
+
+
+def _require_known_code(module: nn.MultiHeadDotProductAttention) -> None:
+    kind = type(module)
+    if flax_code(kind.__call__) not in KNOWN_CODE:
+        raise ValueError(
+            f"{'/'.join(module.path) or 'the model'}: {kind.__name__} is a subclass with a "
+            "__call__ of its own, which may do anything to queries and keys: use "
+            "lowrank_jax.linen.MultiHeadDotProductAttention with positions=…, or, if queries and "
+            "keys meet as they are, lowrank_jax.attention_products with a layout=…"
+        )
 
 
 def _subtree(params: Any, path: tuple[str, ...]) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lowrank_jax.linen.kernels import KernelView, flax_code, promote_dtype
+from lowrank_jax.linen.kernels import KernelView, flax_code, path_of, promote_dtype
 from lowrank_jax.weights import dot_general, is_factorized
 
 
@@ -61,7 +61,9 @@ def lookup(layer: nn.Embed, compose: bool | None, inputs: jax.Array) -> jax.Arra
     if not is_factorized(layer.embedding):
         return flax_code(nn.Embed.__call__)(layer, inputs)
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
-        raise ValueError(f"Embed: found inputs of type {inputs.dtype}, expected integers")
+        raise ValueError(
+            f"{path_of(layer, 'embedding')}: found inputs of type {inputs.dtype}, expected integers"
+        )
     (table,) = promote_dtype(layer.embedding, dtype=layer.dtype, inexact=False)
     # As in flax, the one row of a table is its answer to every number.
     rows = jnp.zeros_like(inputs) if layer.num_embeddings == 1 else inputs

@@ -35,3 +35,12 @@ def placed_alike(first: jax.Array, second: jax.Array) -> jax.Array:
     """The second array, split as the first; itself without explicit axes."""
     sharding = batch_sharding(first, first.ndim, 0)
     return second if sharding is None else jax.sharding.reshard(second, sharding)
+
+
+def unsplit(array: jax.Array, axis: int) -> jax.Array:
+    """The array, not split along one axis; itself without explicit axes."""
+    sharding = batch_sharding(array, array.ndim, 0)
+    if sharding is None or sharding.spec[axis] is None:
+        return array
+    spec = PartitionSpec(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))

@@ -30,7 +30,10 @@ def identical(found, expected):
 
 
 def same_computation(function, *args):
-    """Whether two models give the same program, which then computes the same bits."""
+    """Whether two models give the same program, which then computes the same bits.
+
+    A printed program does not show its constants: every array must be an argument.
+    """
 
     def program(model):
         jaxpr, shapes = jax.make_jaxpr(functools.partial(function, model), return_shape=True)(*args)
@@ -69,30 +72,61 @@ PADDING = nn.make_attention_mask(jnp.ones((3, 5)), jnp.array([[1, 1, 1, 0]] * 3)
     ],
 )
 def test_equals_flax(fields, args, kwargs):
-    rngs = {"params": KEY, "dropout": DROPOUT}
+    # A program is compared without the constants in it, so all arrays are its arguments.
+    arrays = {name: value for name, value in kwargs.items() if isinstance(value, jax.Array)}
+    rest = {name: value for name, value in kwargs.items() if name not in arrays}
 
-    def init(model, *args):
-        return model.init(rngs, *args, **kwargs)
+    def init(model, args, arrays, *keys):
+        rngs = dict(zip(("params", "dropout"), keys, strict=True))
+        return model.init(rngs, *args, **rest, **arrays)
 
-    def apply(model, variables, *args):
-        options = kwargs | {"rngs": {"dropout": DROPOUT}, "sow_weights": True}
+    def apply(model, variables, args, arrays, key):
+        options = rest | arrays | {"rngs": {"dropout": key}, "sow_weights": True}
         return model.apply(variables, *args, mutable="intermediates", **options)
 
     ours, flaxs = pair(**fields)
-    same_computation(init, *args)(ours, flaxs)
-    same_computation(apply, jax.eval_shape(lambda: init(flaxs, *args)), *args)(ours, flaxs)
+    same_computation(init, args, arrays, KEY, DROPOUT)(ours, flaxs)
+    shapes = jax.eval_shape(functools.partial(init, flaxs), args, arrays, KEY, DROPOUT)
+    same_computation(apply, shapes, args, arrays, DROPOUT)(ours, flaxs)
 
 
 def test_gradients_under_jit_equal_flax():
     ours, flaxs = pair(dropout_rate=0.4, deterministic=False)
 
-    def gradient(model, params):
+    def gradient(model, params, x, mask, key):
         def loss(params):
-            return jnp.sum(jnp.sin(model.apply(params, X, mask=CAUSAL, rngs={"dropout": DROPOUT})))
+            return jnp.sum(jnp.sin(model.apply(params, x, mask=mask, rngs={"dropout": key})))
 
         return jax.jit(jax.grad(loss))(params)
 
-    same_computation(gradient, random_parameters(flaxs, X))(ours, flaxs)
+    same_computation(gradient, random_parameters(flaxs, X), X, CAUSAL, DROPOUT)(ours, flaxs)
+
+
+def test_equals_flax_in_numbers():
+    ours, flaxs = pair(dropout_rate=0.4, deterministic=False, normalize_qk=True)
+    params = random_parameters(flaxs, X, Y)
+    apply = [functools.partial(m.apply, rngs={"dropout": DROPOUT}) for m in (ours, flaxs)]
+    found, expected = (jax.jit(run)(params, X, Y, mask=PADDING) for run in apply)
+    identical(found, expected)
+
+
+@pytest.mark.parametrize("positions", [None, lambda query, key: (query, key)])
+def test_an_attention_of_ones_own_gets_the_module(positions):
+    seen = []
+
+    def attention(query, key, value, mask=None, module=None):
+        seen.append(module)
+        return nn.dot_product_attention(query, key, value, mask=mask, module=module)
+
+    fields = {"attention_fn": attention}
+    model = linen.MultiHeadDotProductAttention(2, positions=positions, **fields)
+    params = random_parameters(model, X)
+    seen.clear()
+    apply = functools.partial(model.apply, mutable="intermediates", sow_weights=True)
+    _, kept = jax.eval_shape(apply, params, X)
+    assert isinstance(seen[0], linen.MultiHeadDotProductAttention)
+    (weights,) = kept["intermediates"]["attention_weights"]
+    assert weights.shape == (3, 2, 5, 5)
 
 
 def decode(model, params, x, **kwargs):
@@ -176,10 +210,10 @@ def test_positions_with_an_attention_of_ones_own():
     model = linen.MultiHeadDotProductAttention(2, positions=rotary)
     params = jax.eval_shape(model.init, KEY, X)
 
-    def apply(model, params):
-        return model.apply(params, X, mask=CAUSAL)
+    def apply(model, params, x, mask):
+        return model.apply(params, x, mask=mask)
 
-    same_computation(apply, params)(model.clone(attention_fn=attention), model)
+    same_computation(apply, params, X, CAUSAL)(model.clone(attention_fn=attention), model)
 
 
 def test_positions_across():

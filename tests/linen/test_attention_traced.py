@@ -1,11 +1,10 @@
 """The attention products of a linen model: which modules, which axes, and what is refused."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import flax_heads, penalty, stacked_heads
 from flax import linen as nn
 
 import lowrank_jax as lrj
@@ -52,23 +51,6 @@ def random_like(shapes):
     return jax.tree.map(lambda s: jnp.asarray(random.standard_normal(s.shape), s.dtype), shapes)
 
 
-def squared_norms(params):
-    """The sums over heads and layers of ||Q_h K_h'||^2 and ||V_h O_h||^2, head by head in NumPy."""
-    totals = {"qk": 0.0, "ov": 0.0}
-    for name in ("blocks", "last"):
-        kernels = {
-            part: np.asarray(tree["kernel"], np.float64)
-            for part, tree in params[name]["attention"].items()
-        }
-        if name == "last":
-            kernels = {part: kernel[None] for part, kernel in kernels.items()}
-        for layer, head in itertools.product(range(len(kernels["query"])), range(2)):
-            q, k, v = (kernels[part][layer, :, head] for part in ("query", "key", "value"))
-            totals["qk"] += np.sum((q @ k.T) ** 2)
-            totals["ov"] += np.sum((v @ kernels["out"][layer, head]) ** 2)
-    return totals
-
-
 @pytest.mark.parametrize("which", [("qk", "ov"), ("ov",), ("qk",)])
 def test_products_of_a_stacked_model(which):
     model, train = Stack(), True
@@ -79,9 +61,9 @@ def test_products_of_a_stacked_model(which):
         "blocks",
         "last",
     }
-    found = 2 * lrj.frobenius_penalty(params, products)
-    expected = sum(squared_norms(params)[pair] for pair in which)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    heads = stacked_heads(params["blocks"]["attention"]) + flax_heads(params["last"]["attention"])
+    found = lrj.frobenius_penalty(params, products)
+    np.testing.assert_allclose(found, penalty(heads, which), rtol=1e-5)
 
 
 def test_shapes_alone_and_weights():
@@ -128,6 +110,85 @@ def test_positions_refuse_queries_and_keys():
         linen.attention_products(Net(), params, X)
     (product,) = linen.attention_products(Net(), params, X, which=("ov",))
     assert product.paths == ("rotary/value/kernel", "rotary/out/kernel")
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.MultiHeadDotProductAttention(2, name="attention")(x)
+
+
+Compiled = nn.jit(Plain)
+
+
+class CompiledBlocks(nn.Module):
+    """Blocks of one structure, whose trace flax keeps, by themselves and inside others."""
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(3):
+            x = Compiled(name=f"block_{i}")(x)
+        return nn.remat(Compiled)(name="again")(x)
+
+
+def test_compiled_blocks_are_all_seen_every_time():
+    shapes = shapes_of(CompiledBlocks())
+    for _ in range(2):
+        products = linen.attention_products(CompiledBlocks(), shapes, X)
+        assert len(products) == 2 * 4
+        assert {p.paths[0].split("/")[0] for p in products} == set(shapes)
+
+
+@pytest.mark.parametrize("which", [("qk",), ("ov",)])
+def test_a_call_of_ones_own_is_refused(which):
+    class Rotary(nn.MultiHeadDotProductAttention):
+        @nn.compact
+        def __call__(self, x):
+            dense = [nn.DenseGeneral((2, 4), name=name) for name in ("query", "key", "value")]
+            query, key, value = (layer(x) for layer in dense)
+            x = nn.dot_product_attention(query * jnp.arange(5)[:, None, None], key, value)
+            return nn.DenseGeneral(8, axis=(-2, -1), name="out")(x)
+
+    class Fused(nn.MultiHeadDotProductAttention):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(8, name="qkv")(x)
+
+    class Net(nn.Module):
+        layer: type
+
+        @nn.compact
+        def __call__(self, x):
+            return self.layer(2, name="attention")(x)
+
+    for layer in (Rotary, Fused):
+        net = Net(layer)
+        with pytest.raises(ValueError, match=rf"^attention: {layer.__name__} is .*layout="):
+            linen.attention_products(net, shapes_of(net), X, which=which)
+
+
+@pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.SelfAttention,
+        nn.MultiHeadAttention,
+        nn.remat(nn.MultiHeadDotProductAttention),
+        nn.jit(linen.MultiHeadDotProductAttention),
+        linen.lift(nn.MultiHeadDotProductAttention),
+        type("Renamed", (linen.MultiHeadDotProductAttention,), {}),
+    ],
+)
+def test_classes_that_run_known_code(layer):
+    model = layer(2)
+    assert len(linen.attention_products(model, shapes_of(model), X)) == 2
+
+
+def test_keywords_may_be_shapes():
+    model = nn.MultiHeadDotProductAttention(2)
+    mask = jax.ShapeDtypeStruct((2, 1, 5, 5), jnp.bool_)
+    products = linen.attention_products(model, shapes_of(model), inputs_q=X, mask=mask)
+    assert products == linen.attention_products(model, shapes_of(model), X)
 
 
 def test_other_refusals():

@@ -214,7 +214,7 @@ def test_refusals(table, lifted):
         net(7, 5).apply(nested, IDS)
     with pytest.raises(ValueError, match=r"^layer/embedding: .* promote_dtype of your own"):
         net(7, 4, promote_dtype=lambda *a, **k: a).apply(nested, IDS)
-    with pytest.raises(ValueError, match=r"float32, expected integers"):
+    with pytest.raises(ValueError, match=r"^layer/embedding: .*float32, expected integers"):
         net(7, 4).apply(nested, jnp.ones(3))
 
 
