@@ -26,6 +26,7 @@ import optax
 from lowrank_jax.products import Listed, Product, find_leaf, require_products
 from lowrank_jax.tree import Components, components, leaf_names, path_string, unbox
 from lowrank_jax.weights import is_factorized
+from lowrank_jax.weights.explicit_axes import placed_alike
 
 Mask = Any
 
@@ -161,6 +162,8 @@ class _Kernel:
             # A vector for each axis, because the mask itself is as large as the leaf.
             axes = jnp.meshgrid(*_flags(part, self.shape), indexing="ij", sparse=True)
             read = read | functools.reduce(jnp.logical_and, axes)
+        # The oldest JAX wants it split as the array is.
+        read = placed_alike(self.value, read)
         return jnp.where(read, jnp.zeros([], self.value.dtype), self.value)
 
 
