@@ -12,7 +12,7 @@ from planned_runs import settled
 ROOT = Path(__file__).parents[2]
 SWEEPS = {
     "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
-    "translation": 858, "translation_small": 12,
+    "translation": 858, "translation_small": 20,
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("at_the_root")
@@ -190,7 +190,7 @@ def test_translation_is_the_published_grid():
     }
 
 
-def test_translation_small_is_six_settings_of_one_budget():
+def test_translation_small_is_ten_settings_of_one_budget():
     configs, _ = settled("translation_small")
     assert {(c["steps"], c["batch_size"], c["data.name"]) for c in configs} == {
         (3000, 1500, "lohelp")
@@ -204,5 +204,9 @@ def test_translation_small_is_six_settings_of_one_budget():
         *((i, d, "none", "none") for i in ("regular", "spectral") for d in ("plain", "frobenius")),
         ("spectral", "frobenius", "qk_ov", "qk_ov"),
     }
+    coefficients = Counter(
+        c["frobenius_decay"] for c in configs if c["decay"] == "frobenius" and c["rank_scale"]
+    )
+    assert coefficients == {0.0: 2, 1e-2: 6, 1e-3: 6}  # 0 is that of plain decay.
     assert {c["rank_scale"] for c in configs} == {0.0, 0.25}
     assert {c["model.head_scale"] for c in configs} == {1.0, 0.25}
