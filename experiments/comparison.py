@@ -182,12 +182,14 @@ def load_run(folder: Path) -> Run:
     path = folder / result.FILE_NAME
     content = files.read_json(path)
     needed: dict[str, type | tuple[type, ...]] = {
-        "seed": int, "config": dict, "config.model.name": str, "data.name": str,
+        "seed": int, "config": dict, "config.task": str, "config.model.name": str, "data.name": str,
         "data.fingerprint": str, "final.split": str, "final.accuracy": (int, float),
         "parameters": int, "dense_parameters": int, "ratio": (int, float), "multiply_adds": int,
         "steps": int, "wall_time_s": (int, float), "compile_time_s": (int, float),
     }  # fmt: skip
-    measure = measures.of_task(measures.value_at(content, "config.task"))
+    # A result without a task is no complete one, which is said below.
+    task = measures.value_at(content, "config.task")
+    measure = measures.of_task(task if task in measures.MEASURES else "classification")
     for key, kind in (needed | {measure.key: (int, float)}).items():
         value = measures.value_at(content, key)
         if not isinstance(value, kind):

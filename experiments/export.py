@@ -82,9 +82,17 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     count = recipe.counted_parameters(run.config, written)
     return (
         f"{path}: {form}, {count:,} parameters, {size:,} bytes, read back and compared\n"
-        f"recorded: {', '.join(f'{name} {value}' for name, value in measured.items())}\n"
+        f"recorded on the {measured['split']} set: {_told(measured)}\n"
         f"to use it:\n{usage}"
     )
+
+
+def _told(measured: Mapping[str, Any]) -> str:
+    """What a network was found to do, in words; an accuracy is a fraction."""
+    scores = {name: value for name, value in measured.items() if name != "split"}
+    if "accuracy" in scores:
+        return f"accuracy {scores['accuracy']:.2%}"
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in scores.items())
 
 
 def fewest_entries(params: Any) -> Any:

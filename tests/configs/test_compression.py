@@ -197,7 +197,10 @@ def test_the_model_brings_its_decay_and_explicit_arguments_win():
         ),
         (lambda: tensor.get_config("kind=tucker,overcomplete=zero"), "never padded"),
         (lambda: tensor.get_config("kind=tucker,method=prune,ratio=0.1"), "pruned is convolutions"),
-        (lambda: tensor.get_config("kind=tucker,variant=deep"), "only factorized convolutions"),
+        (
+            lambda: tensor.get_config("kind=tucker,variant=deep"),
+            "only factorized matrices and convolutions",
+        ),
     ],
 )
 def test_bad_sizes_are_refused(config, words):

@@ -20,6 +20,7 @@ import tiny_runs
 from tiny_main import ENTRY
 from tiny_runs import contents, outcome, sigterm_at
 
+import lowrank_jax as lrj
 from experiments import describe, main, models
 from experiments.command_line import exit_code
 from experiments.errors import RunError
@@ -61,7 +62,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ([f"{CIFAR}:protocol=published,validation=0.1"], "validation=0.1 with protocol=published"),
         (
             [f"{CIFAR}:rank_scale=0,variant=deep"],
-            "only factorized convolutions have a factor in the middle",
+            "only factorized matrices and convolutions have a factor in the middle",
         ),
         ([CIFAR, "--config.nokey=3"], "nokey"),
         ([CIFAR, "--config.model.nokey=3"], "nokey"),
@@ -147,7 +148,7 @@ def test_mistakes_found_before_anything_is_written(
 def test_a_rule_without_a_match_lists_near_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conv = ENTRY.factorizations["conv"]._replace(pattern=r"convolution/kernel")
+    conv = ENTRY.factorizations["conv"]._replace(regular={r"convolution/kernel": lrj.regular()})
     entry = ENTRY._replace(factorizations={"conv": conv})
     monkeypatch.setitem(models.MODELS, "tiny", entry)
     with pytest.raises(RunError, match=r"convolution/kernel.*conv/kernel"):

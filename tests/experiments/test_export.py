@@ -30,7 +30,9 @@ def stored_images(run: Path, count: int) -> np.ndarray:
 def logits(run: Path, variables: dict, images: np.ndarray) -> np.ndarray:
     """By the model alone, with the preprocessing of 8 x 8 digits written out."""
     found = FinishedRun.read(run)
-    note = json.loads(json.dumps(export.description(found.config, tasks.load(found.config), 0, {})))
+    note = json.loads(
+        json.dumps(export.description(found.config, tasks.load(found.config), {}, {}))
+    )
     mean, std = (np.array(note["images"][name]) for name in ("mean", "std"))
     size = note["images"]["size"]
     enlarged = images.repeat(size // 8, axis=1).repeat(size // 8, axis=2).repeat(3, axis=3)

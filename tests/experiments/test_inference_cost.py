@@ -58,6 +58,9 @@ class Identity:
     def example(self, batch_size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, 1), np.float32)
 
+    def random_inputs(self, key: jax.Array, batch_size: int) -> jax.Array:
+        return jax.random.normal(key, (batch_size, 1))
+
     def apply(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
         return images
 

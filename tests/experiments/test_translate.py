@@ -79,7 +79,6 @@ def test_against_plain_python():
     for row in source():
         longest = min(6 + 1, POSITIONS)
         expected.append(plain.beam_search(scorer(row), 3, longest, 0.7)[0][1])
-    assert len({len(prefix) for prefix in expected}) > 2
     width = max(map(len, expected))
     rows = [[*prefix] + [PAD] * (width - len(prefix)) for prefix in expected]
     np.testing.assert_array_equal(found, rows)
