@@ -7,6 +7,7 @@ jitted by itself and takes turns with the whole step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from experiments.benchmark.alternation import Say, alternate, timed
 from experiments.benchmark.contenders import weights
 from experiments.benchmark.median import estimate
 from experiments.benchmark.options import Options
+from experiments.tasks.task import Batch
 
 
 def measure(options: Options, say: Say) -> Iterator[dict[str, Any]]:
@@ -46,7 +48,8 @@ def measure(options: Options, say: Say) -> Iterator[dict[str, Any]]:
 
 def batch(step: jax_step.JaxStep, batch_size: int) -> Callable[[], None]:
     """Making one training batch from the step's images."""
-    run, indices, epoch = jax.jit(step.task.batch), step.order[:batch_size], jnp.int32(0)
+    run = jax.jit(functools.partial(step.task.batch, shape=Batch(batch_size)))
+    indices, epoch = step.order[:batch_size], jnp.int32(0)
 
     def work() -> None:
         jax.block_until_ready(run(step.arrays, indices, epoch))
