@@ -173,7 +173,7 @@ def test_dispatches_of_any_length_train_alike(tmp_path: Path) -> None:
     [
         "variant=deep,init=regular",
         pytest.param("decay=crs", marks=pytest.mark.slow),
-        "init=spectral_ones",
+        pytest.param("init=spectral_ones", marks=pytest.mark.slow),
     ],
 )
 def test_training_learns(argument: str, tmp_path: Path) -> None:
