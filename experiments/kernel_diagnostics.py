@@ -28,11 +28,12 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import models, recipe
 from experiments.errors import RunError
+from experiments.metrics import GROUP_TAGS
 from experiments.state import Plan
 from experiments.tally import Tally
 from lowrank_jax.tree import kernels
 
-GROUPS = ("qk", "ov")
+GROUPS = tuple(GROUP_TAGS)
 """The products of attention; the measures of a group are called ``"qk/frobenius_norm"``."""
 
 _DIGITS = 6  # Of the singular values in the record: there are many of them.

@@ -40,11 +40,10 @@ def translate(place: Path, lines: Sequence[bytes]) -> tuple[list[str], list[str]
         raise RunError(f"{place / VOCABULARY} is not the vocabulary that the run was trained with")
     texts = [text_of(line) for line in lines]
     most = run.config.max_length
-    source = source_rows(vocabulary, texts, most)
+    source, cut = source_rows(vocabulary, texts, most)
     found = translations(
         network, vocabulary, run.config.decoding, variables, source, lambda line: None
     )
-    cut = sum(len(ids) >= most for ids in vocabulary.encode(texts))
     bad = sum(not is_utf8(line) for line in lines)
     remarks = [f"{bad} of {len(lines)} lines are not UTF-8"] if bad else []
     if cut:

@@ -142,10 +142,14 @@ def encode(text: ParallelText, vocabulary_size: int, max_length: int) -> Transla
     )
 
 
-def source_rows(vocabulary: Vocabulary, texts: Sequence[str], max_length: int) -> np.ndarray:
-    """Rows of text that is to be translated, cut to `max_length` ids with EOS: int32."""
-    rows = [_cut([*ids, EOS], max_length) for ids in vocabulary.encode(texts)]
-    return _padded(rows, rows).source
+def source_rows(
+    vocabulary: Vocabulary, texts: Sequence[str], max_length: int
+) -> tuple[np.ndarray, int]:
+    """Rows of text that is to be translated, int32, and how many of them were cut: those of more
+    than `max_length` ids with EOS."""
+    rows = [[*ids, EOS] for ids in vocabulary.encode(texts)]
+    short = [_cut(row, max_length) for row in rows]
+    return _padded(short, short).source, sum(len(row) > max_length for row in rows)
 
 
 def _training_texts(pairs: Pairs, counts: dict[str, int]) -> tuple[list[str], list[str]]:

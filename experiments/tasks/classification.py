@@ -34,15 +34,15 @@ from experiments.data.pipeline import (
 )
 from experiments.errors import RunError
 from experiments.result import Data
+from experiments.tasks.dense_network import DenseNetwork
 from experiments.tasks.task import Batch, Selection
-from lowrank_jax.linen import lift
 from lowrank_jax.linen.normalization import efficient_batch_norm
 
 Arrays = Mapping[str, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(DenseNetwork):
     """The dense network of a task: how to make it and how to apply it, data apart.
 
     Attributes:
@@ -51,8 +51,6 @@ class Network:
         were made separable, so that they can be decomposed.
     """
 
-    model: nn.Module
-    ordinary_model: nn.Module
     image_size: int
 
     @classmethod
@@ -73,20 +71,6 @@ class Network:
             )
 
         return cls(build(config.kind), build("conv"), image_size)
-
-    @property
-    def in_float32(self) -> Network:
-        """The same network computed in float32, in whatever precision it was trained."""
-        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
-
-    @property
-    def ordinary(self) -> Network:
-        """The network that ratios are relative to."""
-        return dataclasses.replace(self, model=self.ordinary_model)
-
-    def in_forms(self, compose: Mapping[str, bool]) -> Network:
-        """The same network that applies the factorized kernels at these paths composed or not."""
-        return dataclasses.replace(self, model=lift(self.model, compose=compose))
 
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""

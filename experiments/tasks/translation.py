@@ -32,10 +32,10 @@ from experiments.data.translation_data import TokenPairs, TranslationData, load_
 from experiments.data.vocabulary import Vocabulary
 from experiments.decoding.translate import translate
 from experiments.errors import RunError
-from experiments.models.transformer import Transformer
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
+from experiments.tasks.dense_network import DenseNetwork
 from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen import lift
 
@@ -50,7 +50,7 @@ class Rows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class Network(DenseNetwork):
     """The dense network of the task: how to make it and how to apply it, data apart.
 
     Attributes:
@@ -59,23 +59,7 @@ class Network:
       length: tokens of a row in what multiply-adds are counted for.
     """
 
-    model: Transformer
-    ordinary_model: Transformer
     length: int
-
-    @property
-    def in_float32(self) -> Network:
-        """The same network computed in float32, in whatever precision it was trained."""
-        return dataclasses.replace(self, model=self.model.clone(dtype=jnp.float32))
-
-    @property
-    def ordinary(self) -> Network:
-        """The network that ratios are relative to."""
-        return dataclasses.replace(self, model=self.ordinary_model)
-
-    def in_forms(self, compose: Mapping[str, bool]) -> Network:
-        """The same network that applies the factorized kernels at these paths composed or not."""
-        return dataclasses.replace(self, model=lift(self.model, compose=compose))
 
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params``."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 import tiny_runs
 from tiny_main import ENTRY
 
-from experiments import models
+from experiments import models, report_figures
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,3 +50,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", ENTRY)
         return tiny_runs.train(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The figures of a report by the names of their files; drawing them would take long."""
+    figures: dict[str, Any] = {}
+    monkeypatch.setattr(
+        report_figures.plot_style, "save", lambda figure, path: figures.update({path.name: figure})
+    )
+    return figures

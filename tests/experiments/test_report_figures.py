@@ -14,14 +14,7 @@ from experiments.result import Replay
 SCALES = {"none": 1.4, "frobenius": 0.7, "replayed": 0.7}  # of the kernels
 
 
-@pytest.fixture(autouse=True)
-def saved(monkeypatch):
-    """The figures by the names of their files; drawing them pixel by pixel would take long."""
-    figures = {}
-    monkeypatch.setattr(
-        report_figures.plot_style, "save", lambda figure, path: figures.update({path.name: figure})
-    )
-    return figures
+pytestmark = pytest.mark.usefixtures("saved")
 
 
 @pytest.fixture(scope="module")

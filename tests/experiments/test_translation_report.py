@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import write_run
 
 from configs import translation
-from experiments import comparison, report, report_figures
+from experiments import comparison, report
 from experiments.errors import RunError
 
 SIGNATURE = "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0"
@@ -42,14 +42,7 @@ def write(folder, argument, bleu, *, signature=SIGNATURE, exact=0.0, **how):
     return write_run(folder, argument, 0.5 + bleu / 100, configs=translation, scores=scores, **how)
 
 
-@pytest.fixture(autouse=True)
-def saved(monkeypatch):
-    """The figures by the names of their files; drawing them pixel by pixel would take long."""
-    figures = {}
-    monkeypatch.setattr(
-        report_figures.plot_style, "save", lambda figure, path: figures.update({path.name: figure})
-    )
-    return figures
+pytestmark = pytest.mark.usefixtures("saved")
 
 
 @pytest.fixture(scope="module")
