@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.data.pipeline import epoch_permutation
+from experiments.data.example_order import epoch_permutation
 
 _SHORTEST = 16
 

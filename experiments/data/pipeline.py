@@ -1,4 +1,4 @@
-"""The input pipeline of small image sets: data order, augmentation and normalisation, on device.
+"""The input pipeline of small image sets: augmentation and normalisation, on device.
 
 The whole split lies on the device as uint8 in its native size; everything below is a pure function
 that runs under `jax.jit` and inside `lax.scan`.
@@ -21,10 +21,9 @@ image, and it covers rows `c - side // 2` to `c - side // 2 + side - 1` and colu
 far as they are in the image: at an even side one row more before the centre than behind it, as in
 its authors' code; an odd side, which that code rounds down, is taken as it is.
 
-Order. With `key = jax.random.key(seed)`, epoch `e` visits the examples in the order
-`permutation(fold_in(fold_in(key, 0xDA7A), e), n)`; a last partial batch is left out in training.
-Example `i` is augmented with `fold_in(fold_in(key, e), i)`: however a batch is divided over
-devices, and wherever a run is resumed, the same images come out.
+With `key = jax.random.key(seed)`, example `i` is augmented in epoch `e` with
+`fold_in(fold_in(key, e), i)`: however a batch is divided over devices, and wherever a run is
+resumed, the same images come out. `example_order.py` says in which order.
 """
 
 import dataclasses
@@ -37,7 +36,6 @@ import numpy as np
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_ORDER_STREAM = 0xDA7A
 # Not 0 or 1, from which `fold_in` makes the two keys that `split` makes (for crop and flip).
 _CUTOUT_STREAM = 0xC070
 
@@ -61,46 +59,6 @@ class ImagePipeline:
     crop_padding: int = 4
     flip: bool = True
     cutout: int = 0
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Number of full batches in an epoch.
-
-    Raises `ValueError` if there is none.
-    """
-    if not 0 < batch_size <= n:
-        raise ValueError(f"batch size {batch_size} with {n} training examples: expected 1 to {n}")
-    return n // batch_size
-
-
-@functools.partial(jax.jit, static_argnames="n")
-def epoch_permutation(seed: int | jax.Array, epoch: int | jax.Array, n: int) -> jax.Array:
-    """The order of the examples in an epoch: int32 `(n,)`."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ORDER_STREAM), epoch)
-    return jax.random.permutation(key, n)
-
-
-@functools.partial(jax.jit, static_argnames="batch_size")
-def permutation_batch(permutation: jax.Array, i: int | jax.Array, batch_size: int) -> jax.Array:
-    """The `i`-th full batch of an epoch's permutation: int32 `(batch_size,)`.
-
-    The permutation is computed once per epoch; this is what the steps of a `lax.scan` do with it.
-    `i` must be below `len(permutation) // batch_size`.
-    """
-    return jax.lax.dynamic_slice_in_dim(permutation, i * batch_size, batch_size)
-
-
-@functools.partial(jax.jit, static_argnames=("n", "batch_size"))
-def batch_indices(
-    seed: int | jax.Array, step: int | jax.Array, n: int, batch_size: int
-) -> jax.Array:
-    """The examples of training step `step`, counted from 0 over all epochs: int32 `(batch_size,)`.
-
-    A pure function of the seed and the step. It computes a whole permutation, so a loop should
-    rather use `epoch_permutation` and `permutation_batch`, with the same result.
-    """
-    epoch, i = jnp.divmod(step, steps_per_epoch(n, batch_size))
-    return permutation_batch(epoch_permutation(seed, epoch, n), i, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames="pipeline")
@@ -146,23 +104,6 @@ def evaluation_batch(
     position = jnp.broadcast_to(jnp.arange(pipeline.size), (len(indices), pipeline.size))
     pixels = _gather(images, indices, position, position, pipeline)
     return _normalise(pixels, pipeline), labels[indices]
-
-
-def padded_evaluation_indices(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """All examples in order, in batches of one size: every example is valid exactly once.
-
-    Returns:
-      int32 `(batches, batch_size)` indices, padded with 0 at the end, and bool
-      `(batches, batch_size)`, False on the padding.
-
-    >>> padded_evaluation_indices(3, 2)[1].tolist()
-    [[True, True], [True, False]]
-    """
-    batches = -(-n // batch_size)
-    flat = np.arange(batches * batch_size, dtype=np.int32)
-    valid = flat < n
-    shape = (batches, batch_size)
-    return np.where(valid, flat, 0).astype(np.int32).reshape(shape), valid.reshape(shape)
 
 
 def _draw(key: jax.Array, pipeline: ImagePipeline) -> tuple[jax.Array, jax.Array]:

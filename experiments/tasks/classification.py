@@ -22,14 +22,16 @@ from ml_collections import ConfigDict
 
 from experiments import models
 from experiments.data import ImageData, ImageSet, Statistics, image_set, load, split_validation
+from experiments.data.example_order import (
+    epoch_permutation,
+    padded_evaluation_indices,
+    steps_per_epoch,
+)
 from experiments.data.pipeline import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ImagePipeline,
-    epoch_permutation,
     evaluation_batch,
-    padded_evaluation_indices,
-    steps_per_epoch,
     training_batch,
 )
 from experiments.errors import RunError
