@@ -14,8 +14,8 @@ from pathlib import Path
 
 from experiments import tasks
 from experiments.command_line import exit_code
-from experiments.data.translation.parallel_text import lines_of
-from experiments.data.translation_data import is_utf8, source_rows, text_of
+from experiments.data.raw_text import is_utf8, lines_of, text_of
+from experiments.data.translation_data import source_rows
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun

@@ -1,8 +1,9 @@
-"""Data sets: `load` and `load_translation` find one on this machine, or fetch it, never another.
+"""Data sets: each is found on this machine, or fetched, and no other ever takes its place.
 
-`catalog.py` says what there is, `lookup.py` the order of places. `image_data.py` is what comes out
-for images and `pipeline.py` the batches; `translation_data.py` and `buckets.py` for translation,
-whose texts are read in `translation/`.
+`catalog.py` says what there is, `lookup.py` the order of places. `load` and `image_data.py` are for
+images and `pipeline.py` makes their batches; `translation_data.py` and `buckets.py` are for
+translation, whose texts are read in `translation/`; `text_data.py` (tokens to predict) and
+`labelled_text.py` (paragraphs to classify) are for plain text, which is read in `text/`.
 """
 
 from experiments.data.catalog import ImageSet, image_set, names

@@ -15,7 +15,7 @@ from experiments.command_line import exit_code
 from experiments.data import cache
 from experiments.data.catalog import data_set, names
 from experiments.data.lookup import find, find_prepared, find_release
-from experiments.data.original import Original
+from experiments.data.original import AtHand
 from experiments.data.places import Places, short
 
 
@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.data", description="Show or fetch data sets."
     )
     parser.add_argument("command", choices=("status", "fetch"))
-    parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of {', '.join(names())}")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"one of {', '.join(names())}, or files:GLOB"
+    )
     parser.add_argument("--dir", help="cache and original files (LOWRANK_JAX_DATA_DIR)")
     parser.add_argument("--tfds-dir", help="prepared TFDS data (TFDS_DATA_DIR)")
     options = parser.parse_args(arguments)
@@ -56,8 +58,8 @@ def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
 
 def _status(name: str, places: Places) -> str:
     original = data_set(name).provider
-    if not isinstance(original, Original):
-        return "embedded"
+    if isinstance(original, AtHand):
+        return original.origin
     folder = places.data_dir / name
     if cache.exists(folder):
         return f"cached in {short(folder)}"
@@ -67,6 +69,8 @@ def _status(name: str, places: Places) -> str:
     found = find_release(original, places)
     if found is not None:
         return f"original files in {short(next(iter(found[1])).parent)}"
+    if not original.releases:
+        return f"not on this machine: {original.install}"
     files = original.releases[0].files
     if files[0].url is None:
         return f"your own {', '.join(file.name for file in files)} in {short(places.data_dir)}"

@@ -1,4 +1,4 @@
-"""The data sets that are committed beside this file: `fashion_small` and `digits`.
+"""The image sets that are committed beside this file: `fashion_small` and `digits`.
 
 `fashion_small` is a class-balanced subset of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017,
 arXiv:1708.07747): 5000 training and 2000 test images, 28 x 28; `make_fashion_small.py` says which.

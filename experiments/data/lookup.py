@@ -1,10 +1,11 @@
 """Finding a data set: the first place that has it wins, and no other data set ever takes its place.
 
-Order for `source="auto"`: what is embedded; the own cache; a prepared TFDS folder; the original
-files in `data.dir`, in TFDS's folder for manual downloads or where a system package puts them; a
-download of the original files, if their server answers. What a place holds is verified, and found
-damaged it is an error, never passed over. What was not in the cache is put there. Where files have
-no known checksum, a cache that was made from others than those that are there is made anew.
+Order for `source="auto"`: what is at hand, embedded or named by the user; the own cache; a prepared
+TFDS folder; the original files in `data.dir`, in TFDS's folder for manual downloads or where a
+system package puts them; a download of the original files, if their server answers. What a place
+holds is verified, and found damaged it is an error, never passed over. What was not in the cache is
+put there. Where files have no known checksum, a cache that was made from others than those that are
+there is made anew.
 """
 
 import errno
@@ -20,7 +21,15 @@ from experiments.data import cache, checksums, tfds_folder
 from experiments.data.catalog import image_set
 from experiments.data.errors import DataCorrupt, DataUnavailable
 from experiments.data.image_data import ImageData
-from experiments.data.original import Arrays, DataSet, Loaded, Original, OriginalFile, Release
+from experiments.data.original import (
+    Arrays,
+    AtHand,
+    DataSet,
+    Loaded,
+    Original,
+    OriginalFile,
+    Release,
+)
 from experiments.data.places import Places, short
 from experiments.data.unavailable import explain
 from experiments.errors import RunError
@@ -76,13 +85,13 @@ def find(
     for key, value, choices in (("source", source, SOURCES), ("download", download, DOWNLOADS)):
         if value not in choices:
             raise RunError(f"data.{key}={value!r}: choose one of {', '.join(choices)}")
-    if not isinstance(entry.provider, Original):
-        if source not in ("auto", "embedded"):
+    if isinstance(entry.provider, AtHand):
+        if source not in ("auto", entry.provider.source):
             raise DataUnavailable(
-                f"data set {entry.name!r} is embedded; data.source={source} does not have it: "
-                "use auto or embedded"
+                f"data set {entry.name!r} is {entry.provider.origin}; data.source={source} does "
+                f"not have it: use auto or {entry.provider.source}"
             )
-        return _verified(entry, entry.provider(), "embedded", {})
+        return _verified(entry, entry.provider.read(), entry.provider.origin, {})
     if source == "embedded":
         raise DataUnavailable(f"data set {entry.name!r} is not embedded: use another data.source")
     places = Places.of(dir, tfds_dir)
@@ -112,7 +121,8 @@ def _read(
         prepared = find_prepared(original, places)
         if prepared is not None and original.prepared is not None:
             arrays = original.prepared.read(prepared)
-            return arrays, f"prepared TFDS data {short(prepared)}", {}
+            part = f"{original.prepared.part} of " if original.prepared.part else ""
+            return arrays, f"{part}prepared TFDS data {short(prepared)}", {}
     if source in ("auto", "files"):
         found = find_release(original, places)
         if found is not None:
@@ -121,7 +131,7 @@ def _read(
                 checksums.verify(path, file)
             folder = next(iter(files)).parent
             return _read_release(release, files, f"original files in {short(folder)}")
-        if download == "auto":
+        if download == "auto" and original.releases:
             return _download(name, original, places, source)
     raise DataUnavailable(
         explain(name, original, places, source, "not tried (data.download=never)")

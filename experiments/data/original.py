@@ -1,8 +1,8 @@
-"""A data set's entry in the catalogue: what it is, and how one that is not embedded can be had.
+"""A data set's entry in the catalogue: what it is, and how it can be had.
 
 Every data set, of whatever kind, is a tuple of arrays to the code that finds, verifies and caches
-it (`lookup.py`); its kind is a subclass of `DataSet` in `catalog.py`, which makes of the arrays
-what a task works with.
+it (`lookup.py`); its kind is a subclass of `DataSet`, in `image_sets.py` and its like, which makes
+of the arrays what a task works with.
 """
 
 import abc
@@ -27,6 +27,27 @@ class Loaded(Protocol):
     def arrays(self) -> Arrays: ...
     @property
     def summary(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AtHand:
+    """How a data set can be had that need not be looked for: it is made anew each time.
+
+    Attributes:
+      source: which `data.source` it is: `embedded`, or `files` of the user's whose place its name
+        tells.
+      origin: what it is made from, for people.
+      read: the arrays.
+    """
+
+    source: str
+    origin: str
+    read: Callable[[], Arrays]
+
+    @classmethod
+    def embedded(cls, read: Callable[[], Arrays]) -> "AtHand":
+        """Of files that are committed here, or generated."""
+        return cls("embedded", "embedded", read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,24 +90,27 @@ class Prepared:
 
     Attributes:
       name: what TFDS calls it.
-      read: the arrays, in the order of the original files, from the folder of a version.
+      read: the arrays, in the order of the original files where all of it is read, from the folder
+        of a version.
+      part: what of it is read, in words; empty where that is all.
     """
 
     name: str
     read: Callable[[Path], Arrays]
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """How a data set that is not embedded can be had.
+    """How a data set can be had that is looked for on this machine, and perhaps downloaded.
 
     Attributes:
-      releases: the first is the one that is downloaded.
+      releases: the first is the one that is downloaded. None: only prepared data is read.
       subfolder: folder within `data.dir` for the original files; they have a folder of their own
         where their names do not tell the data set.
       system_folder: where a package of the operating system puts them, if there is one.
-      install: the command that gets them from the operating system; `{folder}` stands for the
-        folder of the original files.
+      install: a command that gets it other than by downloading a release; `{folder}` stands for
+        the folder of the original files.
       prepared: None if TFDS does not have it.
       instead: data sets of the same kind that need no download.
     """
@@ -108,7 +132,7 @@ class DataSet(abc.ABC, Generic[Data]):
 
     Attributes:
       name: its name.
-      provider: a function that returns the embedded arrays, or the `Original`.
+      provider: how it can be had.
       fingerprint: the known one; None where nobody has computed it from the genuine files here.
       array_names: what the arrays are called, one name each.
     """
@@ -116,7 +140,7 @@ class DataSet(abc.ABC, Generic[Data]):
     array_names: ClassVar[tuple[str, ...]]
 
     name: str
-    provider: Callable[[], Arrays] | Original
+    provider: AtHand | Original
     fingerprint: str | None
 
     @abc.abstractmethod

@@ -2,7 +2,7 @@
 
 A folder `NAME/VERSION` holds `dataset_info.json` (file format, examples per shard) and the shards,
 `NAME-SPLIT.FORMAT-00000-of-00001`, of serialized `tf.train.Example` records; those of image sets
-have a PNG in `image` and an integer in `label`. TFDS writes the examples in the order of the md5 of
+have a PNG in `image` and an integer in `label`. TFDS stores the examples in the order of the md5 of
 split name and example number (`tensorflow_datasets.core.hashing`). The order of the original files
 is restored from the field `id` where there is one, as in CIFAR (`train_00000`), and else from that
 hash.
@@ -10,12 +10,13 @@ hash.
 
 import hashlib
 import io
+import itertools
 import json
 import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -77,32 +78,70 @@ def read_split(
     Raises `DataCorrupt` if the folder is incomplete or in another format, `RunError` if a package
     for reading it is not installed.
     """
-    file_format, size = _format_and_size(folder, split)
-    where = f"{folder}/{name}-{split}.{file_format}-*"
-    examples, ids = [], []
-    try:
-        from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+    ids: list[bytes] = []
 
-        for record in _records(folder, f"{name}-{split}.{file_format}-*-of-*", file_format):
-            features = tf_example_pb2.Example.FromString(record).features.feature
-            examples.append(decode(features))
-            ids.extend(features["id"].bytes_list.value)
-    except ImportError as error:
-        raise RunError(
-            f"{where}: reading prepared TFDS data needs the package {error.name!r}: "
-            "pip install 'lowrank_jax[experiments]'"
-        ) from error
-    except (OSError, ValueError, IndexError, RuntimeError, struct.error) as error:
-        raise DataCorrupt(f"{where}: damaged or of another kind ({error})") from error
-    except Exception as error:
-        # protobuf's DecodeError has no public home that is the same in all releases
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise DataCorrupt(f"{where}: damaged ({error})") from error
-    if len(examples) != size or (order == "id" and len(ids) != size):
-        raise DataCorrupt(f"{where}: {len(examples)} examples, dataset_info.json says {size}")
-    rank = np.argsort(ids) if order == "id" else _original_positions(split, size)
+    def decode_and_note_id(features: Any) -> Example:
+        ids.extend(features["id"].bytes_list.value)
+        return decode(features)
+
+    shards = _Shards.find(folder, name, split)
+    examples = list(shards.examples(decode_and_note_id))
+    if len(examples) != shards.size or (order == "id" and len(ids) != shards.size):
+        raise shards.incomplete(len(examples))
+    rank = np.argsort(ids) if order == "id" else _original_positions(split, shards.size)
     return [examples[i] for i in rank]
+
+
+def read_first(
+    folder: Path, name: str, split: str, count: int, decode: Callable[[Any], Example]
+) -> list[Example]:
+    """What `decode` makes of the first `count` examples, in the order in which TFDS stores them.
+
+    For splits too large to be read as a whole. For the rest see `read_split`.
+    """
+    shards = _Shards.find(folder, name, split)
+    examples = list(itertools.islice(shards.examples(decode), count))
+    if len(examples) != min(count, shards.size):
+        raise shards.incomplete(len(examples))
+    return examples
+
+
+class _Shards(NamedTuple):
+    """The files of a split: their pattern and format, and how many examples they should have."""
+
+    pattern: Path
+    file_format: str
+    size: int
+
+    @classmethod
+    def find(cls, folder: Path, name: str, split: str) -> "_Shards":
+        file_format, size = _format_and_size(folder, split)
+        return cls(folder / f"{name}-{split}.{file_format}-*-of-*", file_format, size)
+
+    def incomplete(self, count: int) -> DataCorrupt:
+        return DataCorrupt(f"{self.pattern}: {count} examples, dataset_info.json says {self.size}")
+
+    def examples(self, decode: Callable[[Any], Example]) -> Iterator[Example]:
+        """What `decode` makes of the examples as they are stored."""
+        where = self.pattern
+        try:
+            from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
+            for path in sorted(where.parent.glob(where.name)):
+                for record in _READERS[self.file_format](path):
+                    yield decode(tf_example_pb2.Example.FromString(record).features.feature)
+        except ImportError as error:
+            raise RunError(
+                f"{where}: reading prepared TFDS data needs the package {error.name!r}: "
+                "pip install 'lowrank_jax[experiments]'"
+            ) from error
+        except (OSError, ValueError, IndexError, RuntimeError, struct.error) as error:
+            raise DataCorrupt(f"{where}: damaged or of another kind ({error})") from error
+        except Exception as error:
+            # protobuf's DecodeError has no public home that is the same in all releases
+            if type(error).__name__ != "DecodeError":
+                raise
+            raise DataCorrupt(f"{where}: damaged ({error})") from error
 
 
 def _format_and_size(folder: Path, split: str) -> tuple[str, int]:
@@ -125,11 +164,6 @@ def _original_positions(split: str, size: int) -> np.ndarray:
     hashes = [hashlib.md5(f"{split}{number}".encode()).digest() for number in range(size)]
     stored = sorted(range(size), key=hashes.__getitem__)
     return np.argsort(stored)
-
-
-def _records(folder: Path, pattern: str, file_format: str) -> Iterator[bytes]:
-    for path in sorted(folder.glob(pattern)):
-        yield from _READERS[file_format](path)
 
 
 def _array_records(path: Path) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ import numpy as np
 from experiments.data.catalog import translation_set
 from experiments.data.errors import DataCorrupt
 from experiments.data.lookup import find
+from experiments.data.raw_text import is_utf8, text_of
 from experiments.data.translation.parallel_text import Pairs, ParallelText
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
@@ -170,20 +171,6 @@ def _evaluation_texts(pairs: Pairs, counts: dict[str, int]) -> Texts:
     counts["evaluation_undecodable"] += sum(not all(map(is_utf8, pair)) for pair in pairs)
     counts["evaluation_empty"] += sum(not all(map(text_of, pair)) for pair in pairs)
     return tuple(text_of(pair[0]) for pair in pairs), tuple(text_of(pair[1]) for pair in pairs)
-
-
-def text_of(line: bytes) -> str:
-    """A line as text; what is no UTF-8 becomes U+FFFD."""
-    return line.decode(errors="replace").strip()
-
-
-def is_utf8(line: bytes) -> bool:
-    """Whether a line is UTF-8."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _cut(row: list[int], max_length: int) -> list[int]:

@@ -21,20 +21,22 @@ def explain(name: str, original: Original, places: Places, source: str, download
         found = skipped if source == "files" else "not there"
         folder = short(places.tfds_dir / original.prepared.name / "*")
         tfds = f"{folder}  (array_record or tfrecord): {found}"
-    files = skipped if source == "tfds" else "not there"
-    first, *others = (short(folder) for folder in places.file_folders(original))
-    wanted = ", ".join(file.name for release in original.releases for file in release.files)
     lines = [
         f"dataset {name!r} is not on this machine and cannot be fetched.",
         "  Looked for:",
         f"    prepared TFDS data    {tfds}",
-        f"    original files        {first}/{{{wanted}}}: {files} (nor in {', '.join(others)})",
     ]
-    url = original.releases[0].files[0].url
-    if url is not None:
+    wanted = [file for release in original.releases for file in release.files]
+    if wanted:
+        files = skipped if source == "tfds" else "not there"
+        first, *others = (short(folder) for folder in places.file_folders(original))
+        names = ", ".join(file.name for file in wanted)
         lines.append(
-            f"    download              {url}: {skipped if source == 'tfds' else download}"
+            f"    original files        {first}/{{{names}}}: {files} (nor in {', '.join(others)})"
         )
+    if wanted and wanted[0].url is not None:
+        reason = skipped if source == "tfds" else download
+        lines.append(f"    download              {wanted[0].url}: {reason}")
     lines.append("  What to do (any one):")
     for number, advice in enumerate(_advice(name, original, places), start=1):
         lines.append(f"    {number}. {'or ' if number > 1 else ''}{advice}")
@@ -43,9 +45,9 @@ def explain(name: str, original: Original, places: Places, source: str, download
 
 def _advice(name: str, original: Original, places: Places) -> list[str]:
     target = short(places.download_folder(original))
-    files = original.releases[0].files
+    files = original.releases[0].files if original.releases else ()
     advice = [] if original.install is None else [original.install.format(folder=target)]
-    if files[0].url is not None:
+    if files and files[0].url is not None:
         size = sum(file.size for file in files) / 2**20
         advice.append(
             f"on a machine with internet: python -m experiments.data fetch {name}   "

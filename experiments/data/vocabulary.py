@@ -1,4 +1,4 @@
-"""A vocabulary of subwords, one for both languages, trained by SentencePiece.
+"""A vocabulary of subwords, trained by SentencePiece; of both languages of a translation.
 
 Byte-pair encoding (Sennrich et al. 2016, arXiv:1508.07909) as SentencePiece does it (Kudo and
 Richardson 2018, arXiv:1808.06226): text is taken as it is, with no tokenizer before it, and a
@@ -6,15 +6,16 @@ character that training did not see becomes the bytes of its UTF-8, so that noth
 Text is not normalised either: whatever a reference says, the pieces can spell. Runs of spaces
 become one.
 
-The first pieces are PAD, UNK, BOS and EOS, then the 256 bytes. The model is a few hundred
-kilobytes and goes into checkpoints as bytes; its digest tells vocabularies apart. SentencePiece
-writes the number of threads into the model, so that is always one.
+The first pieces are PAD, UNK, BOS and EOS, then control pieces if any are asked for (MASK is one),
+then the 256 bytes. No text is ever encoded as one of these but the bytes. The model is a few
+hundred kilobytes and goes into checkpoints as bytes; its digest tells vocabularies apart.
+SentencePiece writes the number of threads into the model, so that is always one.
 """
 
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
@@ -25,6 +26,10 @@ from experiments.special_tokens import BOS, EOS, PAD, UNK
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 _TOO_LARGE = re.compile(r"size too high \(\d+\)\. Please set it to a value <= (\d+)")
 _SILENT = 3
+# It learns nothing from longer lines, in bytes.
+_LONGEST_LINE = 4192
+
+MASK_PIECE = "<mask>"
 
 
 class Vocabulary:
@@ -33,7 +38,7 @@ class Vocabulary:
     Attributes:
       model: SentencePiece's own serialization.
       digest: sha256 of `model` in hex.
-      size: number of pieces, those of the first four included.
+      size: number of pieces, all of the first ones included.
 
     >>> vocabulary = Vocabulary.train(["ein Haus", "a house"], 274)
     >>> (ids,) = vocabulary.encode(["ein Haus, a house"])
@@ -54,8 +59,16 @@ class Vocabulary:
         self.size: int = self._processor.get_piece_size()
 
     @classmethod
-    def train(cls, lines: Iterable[str], size: int) -> "Vocabulary":
+    def train(
+        cls, lines: Iterable[str], size: int, control_pieces: Sequence[str] = ()
+    ) -> "Vocabulary":
         """Learns exactly `size` pieces from text; equal text gives equal bytes.
+
+        Args:
+          lines: the text.
+          size: number of pieces, the control pieces and all others included.
+          control_pieces: names of what is no text, for the ids from 4 on; `(MASK_PIECE,)` where
+            tokens are masked.
 
         Raises:
           RunError: there is no text, or the size does not suit it; the message says which does.
@@ -63,7 +76,7 @@ class Vocabulary:
         model = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(lines),
+                sentence_iterator=_cut(lines),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=size,
@@ -74,6 +87,7 @@ class Vocabulary:
                 unk_id=UNK,
                 bos_id=BOS,
                 eos_id=EOS,
+                control_symbols=list(control_pieces),
                 num_threads=1,
                 minloglevel=_SILENT,
             )
@@ -86,13 +100,36 @@ class Vocabulary:
         return self._processor.encode(list(lines))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first EOS. PAD and BOS are nothing, UNK is a mark of its own."""
+        """The text up to the first EOS. PAD, BOS and control pieces are nothing,
+        UNK is a mark of its own."""
         kept = []
         for number in map(int, ids):
             if number == EOS:
                 break
             kept.append(number)
         return self._processor.decode(kept)
+
+
+def _cut(lines: Iterable[str]) -> Iterator[str]:
+    """The lines; those too long for SentencePiece in parts, cut at spaces."""
+    for line in lines:
+        if len(line.encode()) <= _LONGEST_LINE:
+            yield line
+        else:
+            yield from _parts(line)
+
+
+def _parts(line: str) -> Iterator[str]:
+    part: list[str] = []
+    size = 0
+    for word in line.split():
+        length = len(word.encode()) + 1
+        if part and size + length > _LONGEST_LINE:
+            yield " ".join(part)
+            part, size = [], 0
+        part.append(word)
+        size += length
+    yield " ".join(part)
 
 
 def _advice(error: str) -> str:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from experiments.data.errors import DataCorrupt
 from experiments.data.original import Arrays
-from experiments.data.translation.parallel_text import lines_of, pack, paired
+from experiments.data.raw_text import lines_of
+from experiments.data.translation.parallel_text import pack, paired
 
 _TEST_SETS = (
     "IWSLT14.TED.dev2010",

@@ -19,11 +19,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
 
+from experiments.data import debian_package
+from experiments.data.debian_package import PackageName
 from experiments.data.errors import DataCorrupt
 from experiments.data.original import Arrays
-from experiments.data.translation import debian_package
-from experiments.data.translation.debian_package import PackageName
-from experiments.data.translation.parallel_text import SPLITS, pack
+from experiments.data.raw_text import SPLITS, words_alone
+from experiments.data.translation.parallel_text import pack
 
 _FOLDER = "usr/share/libreoffice/help/{}/text/"
 _WORDS = range(3, 101)
@@ -188,12 +189,12 @@ def split_by_page(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
         part = int(hashlib.sha256(pair.page.encode()).hexdigest(), 16) % 1000
         split = "test" if part < 25 else "validation" if part < 50 else "train"
         splits[split].append(pair)
-    seen = {_key(text) for pair in splits["train"] for text in (pair.german, pair.english)}
+    seen = {words_alone(text) for pair in splits["train"] for text in (pair.german, pair.english)}
     for split in ("validation", "test"):
         splits[split] = [
             pair
             for pair in splits[split]
-            if _key(pair.german) not in seen and _key(pair.english) not in seen
+            if words_alone(pair.german) not in seen and words_alone(pair.english) not in seen
         ]
     return {split: _one_for_each_english(chosen) for split, chosen in splits.items()}
 
@@ -201,10 +202,5 @@ def split_by_page(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
 def _one_for_each_english(pairs: Iterable[Pair]) -> list[Pair]:
     first: dict[str, Pair] = {}
     for pair in pairs:
-        first.setdefault(_key(pair.english), pair)
+        first.setdefault(words_alone(pair.english), pair)
     return list(first.values())
-
-
-def _key(text: str) -> str:
-    """A sentence without case and punctuation."""
-    return re.sub(r"\W+", " ", text.lower()).strip()

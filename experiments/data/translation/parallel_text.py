@@ -13,8 +13,8 @@ import numpy as np
 from experiments.data.errors import DataCorrupt
 from experiments.data.fingerprint import fingerprint
 from experiments.data.original import Arrays
+from experiments.data.raw_text import SPLITS
 
-SPLITS = ("train", "validation", "test")
 ARRAY_NAMES = tuple(f"{split}_{side}" for split in SPLITS for side in ("source", "target"))
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -68,18 +68,6 @@ def pack(splits: Mapping[str, Pairs]) -> Arrays:
     return tuple(
         packed(pair[side] for pair in splits[split]) for split in SPLITS for side in (0, 1)
     )
-
-
-def lines_of(content: bytes) -> list[bytes]:
-    """The lines of a text file, without their ends (LF or CR LF); the last may lack its end.
-
-    >>> lines_of(b"one\\r\\ntwo"), lines_of(b"\\n"), lines_of(b"")
-    ([b'one', b'two'], [b''], [])
-    """
-    lines = content.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix(b"\r") for line in lines]
 
 
 def paired(

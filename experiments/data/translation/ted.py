@@ -15,7 +15,8 @@ from typing import Any
 from experiments.data import tfds_folder
 from experiments.data.errors import DataCorrupt
 from experiments.data.original import Arrays
-from experiments.data.translation.parallel_text import SPLITS, lines_of, pack
+from experiments.data.raw_text import SPLITS, lines_of
+from experiments.data.translation.parallel_text import pack
 
 _TABLES = {
     "all_talks_train.tsv": "train",

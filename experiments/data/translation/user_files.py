@@ -6,7 +6,8 @@ Line by line, `*.de` is the source and `*.en` its translation.
 from pathlib import Path
 
 from experiments.data.original import Arrays
-from experiments.data.translation.parallel_text import lines_of, pack, paired
+from experiments.data.raw_text import lines_of
+from experiments.data.translation.parallel_text import pack, paired
 
 NAMES = ("train.de", "train.en", "valid.de", "valid.en", "test.de", "test.en")
 

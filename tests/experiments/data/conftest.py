@@ -11,7 +11,7 @@ import requests
 from fabricated import SMALL_TINY_IMAGENET, random_set
 
 from experiments.data import apt_download, catalog, tiny_imagenet
-from experiments.data.original import Arrays
+from experiments.data.original import Arrays, Original, OriginalFile
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # No package file is fetched either: an apt-get that is not there.
     monkeypatch.setattr(apt_download.shutil, "which", lambda _: None)
     for entry in list(catalog.IMAGE_SETS.values()):
-        if isinstance(entry.provider, catalog.Original):
+        if isinstance(entry.provider, Original):
             system_folder = entry.provider.system_folder and tmp_path / "system" / entry.name
             provider = dataclasses.replace(entry.provider, system_folder=system_folder)
             entry = dataclasses.replace(entry, provider=provider)
@@ -78,9 +78,9 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def change(name: str, folder: Path, url: str | None = None) -> None:
         entry = catalog.data_set(name)
         original = entry.provider
-        assert isinstance(original, catalog.Original)
+        assert isinstance(original, Original)
 
-        def genuine(file: catalog.OriginalFile) -> catalog.OriginalFile:
+        def genuine(file: OriginalFile) -> OriginalFile:
             path = folder / file.name
             if file.checksum is None or not path.is_file():
                 return file
@@ -100,7 +100,8 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         )
         provider = dataclasses.replace(original, releases=releases)
         changed = dataclasses.replace(entry, provider=provider, fingerprint=None)
-        sets = catalog.IMAGE_SETS if name in catalog.IMAGE_SETS else catalog.TRANSLATION_SETS
+        kinds = (catalog.IMAGE_SETS, catalog.TRANSLATION_SETS, catalog.TEXT_SETS)
+        (sets,) = (sets for sets in kinds if name in sets)
         monkeypatch.setitem(sets, name, changed)
 
     return change

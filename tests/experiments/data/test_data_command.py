@@ -29,6 +29,10 @@ def test_status_of_everything(capsys, data_dir, cifar10_arrays, fashion_arrays, 
         "ted_de_en     not on this machine: python -m experiments.data fetch ted_de_en",
         "files         your own train.de, train.en, valid.de, valid.en, test.de, test.en in "
         f"{data_dir}",
+        "pydoc         embedded",
+        "pgdoc         not on this machine: python -m experiments.data fetch pgdoc",
+        "lm1b          not on this machine: on a machine with internet and TensorFlow: "
+        "tfds build lm1b --file_format=array_record   (1709 MB), then copy its folder here",
     ]
     register("cifar10", data_dir)
     load("cifar10")

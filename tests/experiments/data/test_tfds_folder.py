@@ -6,6 +6,7 @@ import struct
 import sys
 
 import numpy as np
+import prepared_tfds
 import pytest
 
 from experiments.data import DataCorrupt, load, tfds_folder
@@ -26,44 +27,25 @@ def png(image):
 
 def prepare(name, folder, arrays, with_id):
     """Has TFDS prepare `arrays` as the builder of that name does; PNGs are given encoded."""
-    import tensorflow_datasets as tfds
-
     train_images, train_labels, test_images, test_labels = arrays
-    splits = {"train": (train_images, train_labels), "test": (test_images, test_labels)}
 
-    def info(self):
-        features = {
-            "image": tfds.features.Image(shape=train_images.shape[1:]),
-            "label": tfds.features.ClassLabel(num_classes=100),
-        }
-        if with_id:
-            features["id"] = tfds.features.Text()
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def features(types):
+        image = types.Image(shape=train_images.shape[1:])
+        of_all = {"image": image, "label": types.ClassLabel(num_classes=100)}
+        return of_all | ({"id": types.Text()} if with_id else {})
 
-    def examples(self, split):
-        for index, (image, label) in enumerate(zip(*splits[split], strict=True)):
-            record = {"image": png(image), "label": int(label)}
-            yield index, record | ({"id": f"{split}_{index:05d}"} if with_id else {})
+    def example(split, index, image, label):
+        record = {"image": png(image), "label": int(label)}
+        return record | ({"id": f"{split}_{index:05d}"} if with_id else {})
 
-    builder_class = type(
-        "Fabricated",
-        (tfds.core.GeneratorBasedBuilder,),
-        {
-            "name": name,
-            "VERSION": tfds.core.Version("3.0.2"),
-            "_info": info,
-            "_generate_examples": examples,
-            "_split_generators": lambda self, _: {
-                split: self._generate_examples(split) for split in splits
-            },
-            "__module__": __name__,
-        },
-        skip_registration=True,
-    )
-    builder = builder_class(data_dir=str(folder), file_format="array_record")
-    builder.download_and_prepare()
-    assert "tensorflow" not in sys.modules
-    return folder / name / "3.0.2"
+    splits = {
+        split: [example(split, i, *row) for i, row in enumerate(zip(*arrays, strict=True))]
+        for split, arrays in (
+            ("train", (train_images, train_labels)),
+            ("test", (test_images, test_labels)),
+        )
+    }
+    return prepared_tfds.prepare(folder, name, "3.0.2", features, splits)
 
 
 def as_tfrecord(prepared):

@@ -1,11 +1,14 @@
 """The vocabulary: special ids, round trips of any text, determinism, sizes that do not suit."""
 
+import io
+
 import pytest
+import sentencepiece
 from parallel_files import lohelp_200
 
-from experiments.data.vocabulary import Vocabulary
+from experiments.data.vocabulary import MASK_PIECE, Vocabulary
 from experiments.errors import RunError
-from experiments.special_tokens import BOS, EOS, PAD, UNK
+from experiments.special_tokens import BOS, EOS, MASK, PAD, UNK
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,51 @@ def test_equal_text_gives_equal_bytes_and_other_text_others(lines, vocabulary):
     assert (again.model, again.digest) == (vocabulary.model, vocabulary.digest)
     other = Vocabulary.train(lines[1:301], 700)
     assert other.digest != vocabulary.digest
+
+
+def test_a_vocabulary_of_translation_has_no_mask(lines, vocabulary):
+    # the digests in the results of translation are of these bytes
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines[:300]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=700,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        num_threads=1,
+        minloglevel=3,
+    )
+    assert vocabulary.model == model.getvalue()
+
+
+def test_control_pieces_come_after_the_special_ids_and_no_text_is_one(lines, vocabulary):
+    masked = Vocabulary.train(lines[:300], 700, control_pieces=(MASK_PIECE,))
+    assert masked.size == 700
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=masked.model)
+    assert MASK == 4 and pieces.piece_to_id(MASK_PIECE) == MASK and pieces.is_control(MASK)
+    assert pieces.is_byte(MASK + 1)
+    (ids,) = masked.encode([f"Klicken Sie {MASK_PIECE} hier."])
+    assert min(ids) > MASK
+    assert masked.decode(ids) == f"Klicken Sie {MASK_PIECE} hier."
+    # one piece less is learned, and the others are the same
+    plain = sentencepiece.SentencePieceProcessor(model_proto=vocabulary.model)
+    learned = [[p.id_to_piece(i) for i in range(4, 700)] for p in (pieces, plain)]
+    assert set(learned[0]) - set(learned[1]) == {MASK_PIECE}
+    assert len(set(learned[1]) - set(learned[0])) == 1
+
+
+def test_long_lines_are_learned_from(lines):
+    # SentencePiece leaves out lines of more than 4192 bytes
+    text = " ".join(lines[:300])
+    assert len(text.encode()) > 3 * 4192
+    long, short = Vocabulary.train([text], 700), Vocabulary.train(text.split(), 700)
+    assert long.encode(lines[300:]) == short.encode(lines[300:])
 
 
 def test_the_model_is_all_there_is(vocabulary, lines):

@@ -1,6 +1,6 @@
 """The archive of IWSLT'14, fabricated in its true layout."""
 
-import parallel_files
+import archives
 import pytest
 
 from experiments.data import DataCorrupt, DataUnavailable
@@ -47,7 +47,7 @@ def members(count=60):
 def write(data_dir, files):
     folder = data_dir / "iwslt14_de_en"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "de-en.tgz").write_bytes(parallel_files.tar({"de-en/README": b"", **files}, "w:gz"))
+    (folder / "de-en.tgz").write_bytes(archives.tar({"de-en/README": b"", **files}, "w:gz"))
 
 
 def load():

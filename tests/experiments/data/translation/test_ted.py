@@ -1,9 +1,8 @@
 """TED talks: the original archive, and the folder that TFDS prepares from the same rows."""
 
-import sys
-
-import parallel_files
+import archives
 import pytest
+from prepared_tfds import prepare
 
 from experiments.data import DataCorrupt, DataUnavailable, catalog
 from experiments.data.catalog import translation_set
@@ -42,7 +41,7 @@ def archive(data_dir, register):
 
     def write(files):
         data_dir.mkdir(exist_ok=True)
-        (data_dir / "ted_talks.tar.gz").write_bytes(parallel_files.tar(files, "w:gz"))
+        (data_dir / "ted_talks.tar.gz").write_bytes(archives.tar(files, "w:gz"))
         register("ted_de_en", data_dir)
 
     return write
@@ -79,49 +78,26 @@ def test_a_missing_table_is_named(archive):
 
 def test_a_wrong_checksum_is_refused(data_dir):
     data_dir.mkdir()
-    (data_dir / "ted_talks.tar.gz").write_bytes(parallel_files.tar(TABLES, "w:gz"))
+    (data_dir / "ted_talks.tar.gz").write_bytes(archives.tar(TABLES, "w:gz"))
     with pytest.raises(DataCorrupt, match="wrong checksum: the sha256 of the file"):
         find(translation_set("ted_de_en"), download="never")
 
 
 def test_a_folder_that_tfds_prepared_is_the_same_data(archive, tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow_datasets")
 
-    def info(self):
-        features = {
-            "translations": tfds.features.TranslationVariableLanguages(
-                languages=("de", "en", "fr")
-            ),
-            "talk_name": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def features(types):
+        languages = types.TranslationVariableLanguages(languages=("de", "en", "fr"))
+        return {"translations": languages, "talk_name": types.Text()}
 
-    def examples(self, split):
+    def example(german, english):
         # as tensorflow_datasets' own builder: what is not translated is left out
-        for i, (german, english) in enumerate(rows(split)):
-            texts = {"de": german, "en": english, "fr": "phrase"}
-            there = {k: text for k, text in texts.items() if text and "NULL" not in text}
-            yield i, {"translations": there, "talk_name": "talk"}
+        texts = {"de": german, "en": english, "fr": "phrase"}
+        there = {k: text for k, text in texts.items() if text and "NULL" not in text}
+        return {"translations": there, "talk_name": "talk"}
 
-    builder_class = type(
-        "Fabricated",
-        (tfds.core.GeneratorBasedBuilder,),
-        {
-            "name": "ted_multi_translate",
-            "VERSION": tfds.core.Version("1.1.0"),
-            "_info": info,
-            "_generate_examples": examples,
-            "_split_generators": lambda self, _: {
-                name: self._generate_examples(split) for name, split in TFDS_SPLITS.items()
-            },
-            "__module__": __name__,
-        },
-        skip_registration=True,
-    )
-    builder_class(
-        data_dir=str(tmp_path / "tfds"), file_format="array_record"
-    ).download_and_prepare()
-    assert "tensorflow" not in sys.modules
+    splits = {name: [example(*row) for row in rows(split)] for name, split in TFDS_SPLITS.items()}
+    prepare(tmp_path / "tfds", "ted_multi_translate", "1.1.0", features, splits)
     text = find(translation_set("ted_de_en"), source="tfds")
     assert text.splits == {split: expected(split) for split in TFDS_SPLITS}
     assert "ted_multi_translate/1.1.0" in text.origin

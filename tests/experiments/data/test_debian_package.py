@@ -1,11 +1,10 @@
 """Packages read by the standard library alone."""
 
-import parallel_files
+import archives
 import pytest
 
-from experiments.data import DataCorrupt
-from experiments.data.translation import debian_package
-from experiments.data.translation.debian_package import PackageName
+from experiments.data import DataCorrupt, debian_package
+from experiments.data.debian_package import PackageName
 
 FILES = {"usr/share/a/one.txt": "eins", "usr/share/a/b/two.txt": "zwei", "usr/share/c.txt": "drei"}
 
@@ -13,7 +12,7 @@ FILES = {"usr/share/a/one.txt": "eins", "usr/share/a/b/two.txt": "zwei", "usr/sh
 @pytest.mark.parametrize("compression", [".xz", ".gz", ""])
 def test_files_below_a_folder(compression, tmp_path):
     path = tmp_path / "a_1_all.deb"
-    path.write_bytes(parallel_files.package(FILES, compression))
+    path.write_bytes(archives.package(FILES, compression))
     found = dict(debian_package.files(path, "usr/share/a/"))
     assert found == {"one.txt": b"eins", "b/two.txt": b"zwei"}
 
@@ -23,11 +22,11 @@ def test_files_below_a_folder(compression, tmp_path):
     [
         (b"", "not a Debian package"),
         (b"PK\x03\x04", "not a Debian package"),
-        (parallel_files.package(FILES)[:-200], "damaged at byte"),
-        (parallel_files.package(FILES)[:100], "damaged at byte|no data.tar"),
-        (parallel_files.ar({"debian-binary": b"2.0\n"}), "it has no data.tar"),
-        (parallel_files.ar({"data.tar.xz": b"not xz"}), "damaged .*delete it"),
-        (parallel_files.ar({"data.tar.zst": b"zst"}), "data.tar.zst cannot be read, expected"),
+        (archives.package(FILES)[:-200], "damaged at byte"),
+        (archives.package(FILES)[:100], "damaged at byte|no data.tar"),
+        (archives.ar({"debian-binary": b"2.0\n"}), "it has no data.tar"),
+        (archives.ar({"data.tar.xz": b"not xz"}), "damaged .*delete it"),
+        (archives.ar({"data.tar.zst": b"zst"}), "data.tar.zst cannot be read, expected"),
     ],
 )
 def test_what_is_no_package_is_refused(content, message, tmp_path):
@@ -39,7 +38,7 @@ def test_what_is_no_package_is_refused(content, message, tmp_path):
 
 
 def test_a_flipped_bit_is_found(tmp_path):
-    content = bytearray(parallel_files.package(FILES))
+    content = bytearray(archives.package(FILES))
     content[-40] ^= 1
     path = tmp_path / "a_1_all.deb"
     path.write_bytes(content)
