@@ -7,7 +7,7 @@ layers apply whatever kernel they find there.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -15,37 +15,67 @@ from flax import linen as nn
 
 import lowrank_jax as lrj
 from experiments.errors import RunError
-from experiments.models import projection_resnet, resnet, transformer, vgg, wide_resnet
+from experiments.models import (
+    bert,
+    gpt,
+    language_model,
+    projection_resnet,
+    resnet,
+    transformer,
+    vgg,
+    wide_resnet,
+)
 from lowrank_jax.initializers import Initializer
+from lowrank_jax.ranks import RankRule
+
+
+class Kernels(NamedTuple):
+    """Kernels of a model that are factorized alike.
+
+    Attributes:
+      pattern: a regular expression for their whole paths.
+      regular: what the published code starts them at without spectral initialization.
+      axes: the static axes of their weights, where shapes do not say these.
+    """
+
+    pattern: str
+    regular: Initializer
+    axes: Mapping[str, int] = {}
 
 
 class Factorization(NamedTuple):
-    """What the published system factorizes in a model, and how.
+    """What is factorized in a model, and how.
 
     Attributes:
-      weight: the kind of weight they become.
-      regular: by a pattern of the paths of the kernels, what the published code starts them at
-        without spectral initialization.
+      weight: the kind of weight the kernels become.
+      kernels: what is factorized.
       fields: of the model, which give it these kernels.
       measured: pattern of the paths of the kernels that diagnostics are about; '' is all of them.
     """
 
     weight: type[lrj.FactorizedWeight]
-    regular: Mapping[str, Initializer]
+    kernels: Sequence[Kernels]
     fields: Mapping[str, Any] = {}
     measured: str = ""
 
     @property
     def pattern(self) -> str:
         """Of the paths of all the kernels."""
-        return "|".join(self.regular)
+        return "|".join(kernels.pattern for kernels in self.kernels)
+
+    def rules(self, rank: RankRule, depth: int = 2) -> list[lrj.Rule]:
+        """One for each of the kernels, all with this rank."""
+        return [
+            lrj.Rule(kernels.pattern, rank, self.weight, depth=depth, **kernels.axes)
+            for kernels in self.kernels
+        ]
 
 
 class Entry(NamedTuple):
     """What the experiments know of a model.
 
     Attributes:
-      build: called with dtype, remat, what the data decide (num_classes, or the sizes of the
+      build: called with dtype, remat, what the data decide (the number of classes, the sizes of
         vocabularies), and the fields of `config.model`.
       statistics: what the published code normalises images by: ImageNet's mean and deviation for
         every data set, or the data set's.
@@ -66,7 +96,7 @@ class Entry(NamedTuple):
             having = [name for name, entry in MODELS.items() if kind in entry.factorizations]
             raise RunError(
                 f"kind={kind}: this model has {', '.join(self.factorizations)} only; models that "
-                f"have it: {', '.join(having)} (configs/tensor.py)"
+                f"have it: {', '.join(having)}"
             )
         return self.factorizations[kind]
 
@@ -74,55 +104,87 @@ class Entry(NamedTuple):
 # The published code of the tensor experiments draws the matrix that is to be decomposed like
 # PyTorch's linear layers: uniformly within 1 / sqrt(in).
 _LINEAR_UNIFORM = lrj.regular("kernel", scale=1 / 3, distribution="uniform")
+_POINTWISE = Kernels(wide_resnet.POINTWISE, _LINEAR_UNIFORM)
 
 # As the published Transformer: every factor has the distribution of the dense kernel, uniform
 # within 0.1 or normal of deviation 0.1.
 _UNIFORM_TENTH = lrj.regular("one", scale=0.01 / 3, distribution="uniform")
 _NORMAL_TENTH = lrj.regular("one", scale=0.01)
 
+# Factors as layers of their own, which start as all kernels of these models do.
+_AS_A_LAYER = lrj.regular("one", scale=0.02**2)
+
+_FEED_FORWARD = Kernels(language_model.FEED_FORWARD, _AS_A_LAYER)
+_LANGUAGE_MODEL: dict[str, Factorization] = {
+    "linear": Factorization(lrj.LowRank, [_FEED_FORWARD], measured=language_model.FEED_FORWARD),
+    "projections": Factorization(
+        lrj.LowRank,
+        [
+            _FEED_FORWARD,
+            Kernels(language_model.HEADS_IN, _AS_A_LAYER, {"in_axes": 1, "out_axes": 2}),
+            Kernels(language_model.HEADS_OUT, _AS_A_LAYER, {"in_axes": 2, "out_axes": 1}),
+        ],
+        measured=language_model.FEED_FORWARD,
+    ),
+}
+
+
+def _convolutions(pattern: str, regular: Initializer) -> dict[str, Factorization]:
+    return {"conv": Factorization(lrj.SpatialLowRank, [Kernels(pattern, regular)])}
+
+
 MODELS: dict[str, Entry] = {
+    "bert": Entry(
+        bert.MaskedLanguageModel,
+        "data_set",
+        _LANGUAGE_MODEL,
+        task="masked_language_model",
+        attention=True,
+    ),
+    "bert_classifier": Entry(
+        bert.TextClassifier,
+        "data_set",
+        _LANGUAGE_MODEL,
+        task="text_classification",
+        attention=True,
+    ),
+    "gpt": Entry(
+        gpt.CausalLanguageModel,
+        "data_set",
+        _LANGUAGE_MODEL,
+        task="causal_language_model",
+        attention=True,
+    ),
     "projection_resnet": Entry(
         projection_resnet.ProjectionResNet,
         "data_set",
-        {"conv": Factorization(lrj.SpatialLowRank, {projection_resnet.FACTORIZED: lrj.regular()})},
+        _convolutions(projection_resnet.FACTORIZED, lrj.regular()),
     ),
-    "resnet": Entry(
-        resnet.ResNet,
-        "imagenet",
-        {"conv": Factorization(lrj.SpatialLowRank, {resnet.FACTORIZED: lrj.regular()})},
-    ),
+    "resnet": Entry(resnet.ResNet, "imagenet", _convolutions(resnet.FACTORIZED, lrj.regular())),
     "transformer": Entry(
         transformer.Transformer,
         "data_set",
         {
             "linear": Factorization(
                 lrj.LowRank,
-                {transformer.LINEAR: _UNIFORM_TENTH, transformer.EMBEDDINGS: _NORMAL_TENTH},
+                [
+                    Kernels(transformer.LINEAR, _UNIFORM_TENTH),
+                    Kernels(transformer.EMBEDDINGS, _NORMAL_TENTH),
+                ],
                 measured=transformer.FEED_FORWARD,
             )
         },
         task="translation",
         attention=True,
     ),
-    "vgg": Entry(
-        vgg.VGG,
-        "data_set",
-        {"conv": Factorization(lrj.SpatialLowRank, {vgg.FACTORIZED: lrj.regular("kernel")})},
-    ),
+    "vgg": Entry(vgg.VGG, "data_set", _convolutions(vgg.FACTORIZED, lrj.regular("kernel"))),
     "wide_resnet": Entry(
         wide_resnet.WideResNet,
         "data_set",
-        {
-            "conv": Factorization(
-                lrj.SpatialLowRank,
-                {wide_resnet.FACTORIZED: lrj.regular("kernel", mode="fan_out")},
-            ),
-            "tensor_train": Factorization(
-                lrj.TensorTrain, {wide_resnet.POINTWISE: _LINEAR_UNIFORM}, {"separable": True}
-            ),
-            "tucker": Factorization(
-                lrj.Tucker, {wide_resnet.POINTWISE: _LINEAR_UNIFORM}, {"separable": True}
-            ),
+        _convolutions(wide_resnet.FACTORIZED, lrj.regular("kernel", mode="fan_out"))
+        | {
+            "tensor_train": Factorization(lrj.TensorTrain, [_POINTWISE], {"separable": True}),
+            "tucker": Factorization(lrj.Tucker, [_POINTWISE], {"separable": True}),
         },
     ),
 }

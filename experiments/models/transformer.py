@@ -2,17 +2,15 @@
 NIPS 2017; arXiv 1706.03762), at its published size that of arXiv 2105.01029, section 6.
 
     embeddings:     dropout(tokens[id] + positions[place])
-    sublayer:       x + dropout(f(norm(x)))
     encoder block:  self-attention, feed-forward
     decoder block:  causal self-attention, attention to the encoder's output, feed-forward
-    feed-forward:   down(dropout(relu(up(x))))
     logits:         output(norm(x))
 
-Both stacks end in a norm. Attention and feed-forward have no biases, the output has one; the three
-tables of a vocabulary are separate, positions are learned, and embeddings are not multiplied by the
-square root of their size. Queries are scaled by `head_size ** -0.5`. As published, dropout does not
-act on attention weights; linear kernels and the output's bias start uniformly within 0.1,
-embeddings at normal numbers of deviation 0.1.
+The blocks are those of `attention_blocks.py` with the norm first and a ReLU; both stacks end in a
+norm. Attention and feed-forward have no biases, the output has one; the three tables of a
+vocabulary are separate, positions are learned, and embeddings are not multiplied by the square root
+of their size. As published, dropout does not act on attention weights; linear kernels and the
+output's bias start uniformly within 0.1, embeddings at normal numbers of deviation 0.1.
 
 Not copied: norms there divide by the unbiased deviation plus 1e-6, here (as Flax's) by the square
 root of the biased variance plus 1e-6; attention to the source there sees its padding, here it does
@@ -28,13 +26,12 @@ Parameter paths, with blocks counted from 0:
 
 Rows of tokens are `(batch, length)` integers with `PAD` behind their last token; what stands before
 the padding does not depend on it. `dtype` is that of products and activations; parameters, the
-softmax of attention, the last norm and the output are float32. `remat` is as in `resnet.py`.
+softmax of attention, the last norm and the output are float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -42,7 +39,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.special_tokens import PAD
+from experiments.models.attention_blocks import (
+    Block,
+    SelfAttentionBlock,
+    Style,
+    places_of,
+    stack,
+    visible,
+)
 
 # The published system factorizes the feed-forward kernels, all four embeddings and the output. Of
 # attention it reduces the head size instead, to a share of d_model / heads.
@@ -62,6 +66,16 @@ def _linear_init(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> jax.Ar
     return jax.random.uniform(key, shape, dtype, -0.1, 0.1)
 
 
+STYLE = Style(
+    activation=nn.relu,
+    kernel_init=_linear_init,
+    out_init=_linear_init,
+    use_bias=False,
+    norm_first=True,
+    norm_epsilon=1e-6,
+)
+
+
 class Embeddings(nn.Module):
     """Rows of tokens `(batch, length)` to features `(batch, length, d_model)`.
 
@@ -77,19 +91,13 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool, cached: bool = False) -> jax.Array:
-        length = tokens.shape[1]
-        if length > self.max_length:
-            raise ValueError(
-                f"rows of {length} tokens, but there are positions for {self.max_length} only: "
-                "leave longer sentences out, or raise max_length"
-            )
-        places = jnp.arange(length)
+        places = places_of(tokens, self.max_length)
         if cached:
             begun = self.has_variable("cache", "place")
             place = self.variable("cache", "place", jnp.zeros, (), jnp.int32)
             if begun:
                 places = places + place.value
-                place.value = place.value + length
+                place.value = place.value + tokens.shape[1]
         embed = partial(
             nn.Embed,
             features=self.d_model,
@@ -101,66 +109,6 @@ class Embeddings(nn.Module):
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
-class FeedForward(nn.Module):
-    """Two products around a ReLU."""
-
-    d_ff: int
-    dropout: float
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        dense = partial(nn.Dense, use_bias=False, kernel_init=_linear_init, dtype=self.dtype)
-        y = nn.relu(dense(self.d_ff, name="up")(x))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return dense(x.shape[-1], name="down")(y)
-
-
-class Block(nn.Module):
-    """What blocks of both stacks are made of: sublayers behind a norm, added to their input."""
-
-    d_ff: int
-    heads: int
-    head_size: int
-    dropout: float
-    ffn_dropout: float
-    dtype: Any = None
-
-    def attention(self, name: str, features: int, **fields: Any) -> nn.MultiHeadDotProductAttention:
-        """The attention layer of this name; `fields` are further ones of Flax's."""
-        return nn.MultiHeadDotProductAttention(
-            num_heads=self.heads,
-            qkv_features=self.heads * self.head_size,
-            out_features=features,
-            use_bias=False,
-            kernel_init=_linear_init,
-            dtype=self.dtype,
-            force_fp32_for_softmax=True,
-            name=name,
-            **fields,
-        )
-
-    def add(self, x: jax.Array, name: str, sublayer: Callable[..., Any], train: bool) -> jax.Array:
-        """`x` plus what the sublayer makes of its norm."""
-        y = sublayer(nn.LayerNorm(dtype=self.dtype, name=f"{name}_norm")(x))
-        return x + nn.Dropout(self.dropout, deterministic=not train)(y)
-
-    def add_feed_forward(self, x: jax.Array, train: bool) -> jax.Array:
-        """`x` plus the feed-forward sublayer."""
-        layer = FeedForward(self.d_ff, self.ffn_dropout, self.dtype, name="feed_forward")
-        return self.add(x, "feed_forward", lambda y: layer(y, train), train)
-
-
-class EncoderBlock(Block):
-    """Self-attention where `mask`, broadcast to `(batch, 1, query, key)`, is true; feed-forward."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
-        attention = self.attention("attention", x.shape[-1])
-        x = self.add(x, "attention", lambda y: attention(y, mask=mask), train)
-        return self.add_feed_forward(x, train)
-
-
 class DecoderBlock(Block):
     """Self-attention, attention to `memory` `(batch, source length, d_model)`, feed-forward.
 
@@ -168,6 +116,8 @@ class DecoderBlock(Block):
     given (collection `cache`, by Flax) and keeps those of the memory (collection `memory`). Later
     calls take one target each, and no memory.
     """
+
+    static_argnums = (5, 6)  # `train` and `cached`
 
     @nn.compact
     def __call__(
@@ -230,17 +180,24 @@ class Transformer(nn.Module):
         def embeddings(vocabulary: int) -> Embeddings:
             return Embeddings(vocabulary, self.d_model, self.max_length, self.dropout, self.dtype)
 
-        def stack(block: Any, static_argnums: tuple[int, ...]) -> list[Any]:
-            if self.remat:
-                block = nn.remat(block, static_argnums=static_argnums)
-            fields = (self.d_ff, self.heads, self.head_size, self.dropout, self.ffn_dropout)
-            return [block(*fields, dtype=self.dtype) for _ in range(self.layers)]
+        def blocks(block: type[Block]) -> list[Any]:
+            return stack(
+                block,
+                self.layers,
+                self.remat,
+                d_ff=self.d_ff,
+                heads=self.heads,
+                head_size=self.head_size,
+                style=STYLE,
+                dropout=self.dropout,
+                ffn_dropout=self.ffn_dropout,
+                dtype=self.dtype,
+            )
 
         self.source_embedding = embeddings(self.vocab_source)
         self.target_embedding = embeddings(self.vocab_target)
-        # Static are `train` and `cached`; the module is argument 0.
-        self.encoder = stack(EncoderBlock, (3,))
-        self.decoder = stack(DecoderBlock, (5, 6))
+        self.encoder = blocks(SelfAttentionBlock)
+        self.decoder = blocks(DecoderBlock)
         self.encoder_norm = nn.LayerNorm(dtype=self.dtype)
         self.decoder_norm = nn.LayerNorm()
         self.output = nn.Dense(self.vocab_target, kernel_init=_linear_init, bias_init=_linear_init)
@@ -258,7 +215,7 @@ class Transformer(nn.Module):
     def encode(self, source: jax.Array, train: bool) -> jax.Array:
         """The encoder's output `(batch, source length, d_model)`."""
         x = self.source_embedding(source, train)
-        mask = _visible(source)
+        mask = visible(source)
         for block in self.encoder:
             x = block(x, mask, train)
         return self.encoder_norm(x)
@@ -286,14 +243,9 @@ class Transformer(nn.Module):
         mask = None  # Flax sees to the order of what is cached; no padding stands in it.
         if not cached:
             causal = nn.make_causal_mask(target_in, dtype=jnp.bool_)
-            mask = nn.combine_masks(causal, _visible(target_in), dtype=jnp.bool_)
-        source_mask = _visible(source)
+            mask = nn.combine_masks(causal, visible(target_in), dtype=jnp.bool_)
+        source_mask = visible(source)
         for block in self.decoder:
             x = block(x, memory, mask, source_mask, train, cached)
         x = self.decoder_norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         return self.output(x)
-
-
-def _visible(tokens: jax.Array) -> jax.Array:
-    """Which keys are no padding, `(batch, 1, 1, length)`."""
-    return (tokens != PAD)[:, None, None, :]

@@ -32,6 +32,7 @@ from experiments.data.translation_data import TokenPairs, TranslationData, load_
 from experiments.data.vocabulary import Vocabulary
 from experiments.decoding.translate import translate
 from experiments.errors import RunError
+from experiments.models.head_size import with_head_size
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
@@ -95,19 +96,10 @@ def network(config: ConfigDict) -> Network:
     """
 
     def build(head_scale: float) -> Any:
-        fields = dict(config.model)
-        del fields["head_scale"]
-        full = fields["d_model"] / fields["heads"]
-        fields["head_size"] = int(head_scale * full)
-        if full != int(full) or not fields["head_size"]:
-            raise RunError(
-                f"d_model={config.model.d_model} with heads={config.model.heads} and head_scale="
-                f"{head_scale:g}: expected heads that divide d_model, and a head size of at least 1"
-            )
         size = config.vocabulary_size
         return models.build_for(
             "translation",
-            fields,
+            with_head_size(config.model, head_scale),
             {"vocab_source": size, "vocab_target": size},
             kind=config.kind,
             precision=config.precision,

@@ -137,11 +137,11 @@ def test_factors_start_as_in_each_published_code():
         "wide_resnet": (2 / (9 * 128), 2 / (9 * 128)),
     }
     for name, variances in expected.items():
-        (regular,) = models.find(name).factorization("conv").regular.values()
-        assert regular.variances(shape, fans, 10) == pytest.approx(variances)
+        (kernels,) = models.find(name).factorization("conv").kernels
+        assert kernels.regular.variances(shape, fans, 10) == pytest.approx(variances)
     for kind in ("tensor_train", "tucker"):  # What is drawn is the matrix to be decomposed.
-        (uniform,) = models.find("wide_resnet").factorization(kind).regular.values()
-        drawn = uniform.to_decompose(jnp.zeros((64, 128)), (64, 128), jax.random.key(0))
+        (kernels,) = models.find("wide_resnet").factorization(kind).kernels
+        drawn = kernels.regular.to_decompose(jnp.zeros((64, 128)), (64, 128), jax.random.key(0))
         assert abs(drawn).max() <= 1 / 8 and abs(drawn).max() > 0.99 / 8
         assert float(jnp.var(drawn)) == pytest.approx(1 / (3 * 64), rel=5 * (0.8 / 8192) ** 0.5)
 

@@ -44,7 +44,9 @@ class Tiny(nn.Module):
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
-FACTORIZATION = models.Factorization(lrj.SpatialLowRank, {r"conv/kernel": lrj.regular()})
+FACTORIZATION = models.Factorization(
+    lrj.SpatialLowRank, [models.Kernels(r"conv/kernel", lrj.regular())]
+)
 ENTRY = models.Entry(Tiny, "imagenet", {"conv": FACTORIZATION})
 
 
