@@ -86,9 +86,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # and a square of side `cutout` around a random pixel is blanked (0: none).
     config.augment = ConfigDict({"crop": 4, "flip": True, "cutout": 0})
 
-    # Optimization: SGD with momentum, or Adam, whose b1 it then is. Gradients, with the decay that
-    # is part of them, are scaled down to a global norm of clip_norm (0: not). The length of a run
-    # is `epochs`, or `steps` where that is not 0.
+    # Optimization: SGD with momentum, or Adam or LAMB, whose b1 it then is. Gradients, with the
+    # decay that is part of them, are scaled down to a global norm of clip_norm (0: not). The length
+    # of a run is `epochs`, or `steps` where that is not 0.
     config.optimizer = "sgd"
     config.nesterov = False
     config.clip_norm = 0.0
@@ -101,6 +101,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # int(fraction * epochs), or at step int(fraction * steps), for each fraction in `milestones`.
     # inverse_sqrt: it goes from `warmup_learning_rate` to `learning_rate` within `warmup_steps`,
     # and falls with the square root of the step from there on.
+    # linear: it does the same, and falls in a straight line to 0 at the end of the run.
     config.schedule = "milestones"
     config.warmup_steps = 1
     config.milestones = (0.5, 0.75)

@@ -27,25 +27,22 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import base
+from configs.text import products, without_images
 from experiments import arguments
 from experiments.models.transformer import SIZES
 
 VOCABULARY = {"tiny": 1000, "small": 4000, "published": 10000}
-FOR_IMAGES = ("augment", "validation", "eval_batch_size", "expected_accuracy")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """The published small Transformer on IWSLT'14 at rank scale 1/2: SI, and FD of the factors."""
     config = base.get_config()
-    for key in FOR_IMAGES:
-        del config[key]
+    without_images(config)
+    del config.eval_batch_size  # Held-out text comes in the batches that training has.
     config.name = "translation"
     config.task = "translation"
     config.data.name = "iwslt14_de_en"
-    config.kind = "linear"
     config.rank_scale = 0.5
-    # There is nothing to convolve, so no layout to choose.
-    config.layout = "as_written"
     config.epochs = 1  # The length is given by `steps`.
     config.steps = 100_000
     config.batch_size = 4000  # Tokens of a batch, source or target, padding included.
@@ -73,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "runlocal": _runlocal,
             "size": {name: _of_size(name) for name in SIZES},
             "recipe": {"published": _published, "adam": _adam},
-            "products": {word: _products(word) for word in arguments.CHOICES["products.decay"]},
+            "products": {word: products(word) for word in arguments.CHOICES["products.decay"]},
         },
     )
 
@@ -116,13 +113,6 @@ def _adam(config: ConfigDict) -> None:
     config.decay_position = "decoupled"
     config.weight_decay = 1e-2
     config.frobenius_decay = 0.0
-
-
-def _products(word: str) -> arguments.Preset:
-    def preset(config: ConfigDict) -> None:
-        config.products.init = config.products.decay = word
-
-    return preset
 
 
 def _runlocal(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ from experiments.config_keys import (
     TENSOR_KINDS,
     flatten,
     has_factors,
+    usual_head_scale,
 )
 from experiments.errors import RunError
 
@@ -33,7 +34,7 @@ from experiments.errors import RunError
 CHOICES: dict[str, tuple[str, ...]] = {
     "protocol": ("ours", "published"),
     "method": ("factorize", "prune"),
-    "kind": ("conv", "linear", "tensor_train", "tucker"),
+    "kind": ("conv", "linear", "projections", "tensor_train", "tucker"),
     "precision": ("float32", "bfloat16"),
     "variant": ("flat", "deep"),
     "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
@@ -41,8 +42,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "forms": ("measure", "count"),
     "overcomplete": ("complement", "zero"),
     "decay": ("none", "plain", "frobenius", "crs"),
-    "optimizer": ("sgd", "adam"),
-    "schedule": ("milestones", "inverse_sqrt"),
+    "optimizer": ("sgd", "adam", "lamb"),
+    "schedule": ("milestones", "inverse_sqrt", "linear"),
     "decay_position": ("coupled", "decoupled", "published"),
     "products.init": ("none", "qk", "ov", "qk_ov"),
     "products.decay": ("none", "qk", "ov", "qk_ov"),
@@ -97,6 +98,7 @@ _BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "diagnostics_every",
         "vocabulary_size",
         "max_length",
+        "block_length",
         "model.d_model",
         "model.d_ff",
         "model.heads",
@@ -181,9 +183,9 @@ def settle(config: ConfigDict) -> ConfigDict:
 
     Checks every value against its choices and bounds, and fills in the keys left at None:
     `validation` (0.1 under protocol=ours, 0 under published), `warmup_epochs` (1 for a ResNet of
-    depth 56 or more, otherwise 0) and `model.head_scale` (the rank scale of a network that is to
-    become smaller, otherwise 1); `steps_per_dispatch` stays open, since the device
-    decides. Settling a settled config changes nothing.
+    depth 56 or more, otherwise 0) and `model.head_scale` (see `usual_head_scale`);
+    `steps_per_dispatch` stays open, since the device decides. Settling a settled config changes
+    nothing.
 
     Raises:
       RunError: names the key, the value found and what is accepted.
@@ -207,7 +209,7 @@ def settle(config: ConfigDict) -> ConfigDict:
             config.model.name == "resnet" and config.model.get("depth", 0) >= 56
         )
     if config.model.get("head_scale", 1.0) is None:
-        config.model.head_scale = config.rank_scale if 0 < config.rank_scale < 1 else 1.0
+        config.model.head_scale = usual_head_scale(config)
     for key, value in flatten(config).items():
         _check(key, value)
     if published and config.get("validation"):

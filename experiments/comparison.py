@@ -187,10 +187,7 @@ def load_run(folder: Path) -> Run:
         "parameters": int, "dense_parameters": int, "ratio": (int, float), "multiply_adds": int,
         "steps": int, "wall_time_s": (int, float), "compile_time_s": (int, float),
     }  # fmt: skip
-    # A result without a task is no complete one, which is said below.
-    task = measures.value_at(content, "config.task")
-    measure = measures.of_task(task if task in measures.MEASURES else "classification")
-    for key, kind in (needed | {measure.key: (int, float)}).items():
+    for key, kind in (needed | {measures.of_result(content).key: (int, float)}).items():
         value = measures.value_at(content, key)
         if not isinstance(value, kind):
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")

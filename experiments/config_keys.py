@@ -111,6 +111,13 @@ def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
     return flat["method"] == "factorize" and any(flat[key] for key in SIZES)
 
 
+def usual_head_scale(flat: Mapping[str, Any] | ConfigDict) -> float:
+    """The share of the full head size that attention has where a config does not say it: as small
+    as the rest, unless its projections are factorized."""
+    smaller = flat["kind"] != "projections" and 0 < flat["rank_scale"] < 1
+    return flat["rank_scale"] if smaller else 1.0
+
+
 def experiment(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """The keys with their values that decide what is computed, flattened and in order.
 

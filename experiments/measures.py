@@ -1,4 +1,4 @@
-"""What finished runs are judged by, task by task: accuracy for images, BLEU for translation.
+"""What finished runs are judged by, task by task: accuracy, BLEU, or perplexity.
 
 Reports and plots ask here for the name and the unit of the score, how it is read from a
 `result.json`, and what stands beside it. The accuracy that a run records after each epoch is that
@@ -79,6 +79,16 @@ class Measure:
         """The score of a run as its result has it, without `factor`."""
         return float(value_at(result, self.key))
 
+    def told(self, result: Result) -> str:
+        """The score of a run in words.
+
+        Example:
+          >>> of_task("classification").told({"final": {"accuracy": 0.5}})
+          'accuracy 50.00%'
+        """
+        score = self.factor * self.written(result)
+        return f"{self.name} {score:.2f}{'%' if self.factor == 100 else ''}"
+
 
 def value_at(content: Any, key: str) -> Any:
     """What a nested dict has at a dotted key; None where it has nothing.
@@ -138,9 +148,62 @@ _BLEU = Measure(
 )
 
 
-MEASURES = {"classification": _ACCURACY, "translation": _BLEU}
+_UNIGRAM = Beside("unigram loss", lambda result: value_at(result, "scores.unigram_loss"), digits=3)
+
+_MASKED_ACCURACY = Measure(
+    name="masked accuracy",
+    unit=" (%)",
+    points="percentage points",
+    moment="final",
+    key="scores.accuracy",
+    factor=100,
+    per_epoch="masked accuracy",
+    loss="loss per masked token",
+    counted="blocks",
+    beside=(
+        Beside("masked loss", lambda result: value_at(result, "scores.loss"), digits=3),
+        _UNIGRAM,
+    ),
+)
+
+_PERPLEXITY = Measure(
+    name="perplexity",
+    unit=" (lower is better)",
+    points="units of perplexity",
+    moment="final",
+    key="scores.perplexity",
+    factor=1,
+    per_epoch="next-token accuracy",
+    loss="loss per token",
+    counted="blocks",
+    beside=(Beside("loss", lambda result: value_at(result, "scores.loss"), digits=3), _UNIGRAM),
+)
+
+_TEXT_ACCURACY = dataclasses.replace(
+    _ACCURACY,
+    beside=(
+        Beside(
+            "most frequent class (%)",
+            lambda result: 100 * (value_at(result, "scores.majority_accuracy") or 0),
+        ),
+    ),
+)
+
+
+MEASURES = {
+    "causal_language_model": _PERPLEXITY,
+    "classification": _ACCURACY,
+    "masked_language_model": _MASKED_ACCURACY,
+    "text_classification": _TEXT_ACCURACY,
+    "translation": _BLEU,
+}
 
 
 def of_task(task: str) -> Measure:
     """The measure of the runs of a task."""
     return MEASURES[task]
+
+
+def of_result(result: Result) -> Measure:
+    """The measure of the task that a `result.json` names; of images if it names none."""
+    return MEASURES.get(str(value_at(result, "config.task")), _ACCURACY)

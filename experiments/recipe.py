@@ -25,7 +25,9 @@ from lowrank_jax.ranks import RankRule
 from lowrank_jax.tree import map_kernels
 
 _DEPTH = {"flat": 2, "deep": 3}
-_ADAM_B2, _ADAM_EPSILON = 0.98, 1e-9  # As usual for Transformers (arXiv 1706.03762, section 5.3).
+# b2 and epsilon: Adam's as usual for Transformers (arXiv 1706.03762, section 5.3), LAMB's as
+# published (You et al., ICLR 2020, arXiv 1904.00962).
+_SECOND_MOMENT = {"adam": (0.98, 1e-9), "lamb": (0.999, 1e-6)}
 
 
 def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
@@ -41,7 +43,7 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
     chosen = _factorization(config)
 
     def of_rank(rank: RankRule) -> list[lrj.Rule]:
-        return [lrj.Rule(chosen.pattern, rank, chosen.weight, depth=_DEPTH[config.variant])]
+        return chosen.rules(rank, _DEPTH[config.variant])
 
     if not config_keys.has_factors(config):
         return []
@@ -60,8 +62,7 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
 
 def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
     """Rules that name the kernels a dense network is compared by: the ones others factorize."""
-    chosen = _factorization(config)
-    return [lrj.Rule(chosen.pattern, lrj.RankScale(1.0), chosen.weight)]
+    return _factorization(config).rules(lrj.RankScale(1.0))
 
 
 def measured(config: ConfigDict, table: lrj.Table) -> lrj.Table:
@@ -75,8 +76,8 @@ def initializers(config: ConfigDict, table: lrj.Table) -> list[tuple[lrj.Table, 
     factors."""
     if config.init == "regular":
         return [
-            (_part(table, pattern), init)
-            for pattern, init in _factorization(config).regular.items()
+            (_part(table, kernels.pattern), kernels.regular)
+            for kernels in _factorization(config).kernels
         ]
     if config.init == "spectral":
         return [(table, lrj.spectral(config.overcomplete))]
@@ -93,6 +94,8 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     """Learning rate by step, see `schedule` in `configs/base.py`."""
     if config.schedule == "inverse_sqrt":
         return _inverse_square_root(config)
+    if config.schedule == "linear":
+        return _linear(config, total_steps_of(config, steps_per_epoch))
     warmup_steps = config.warmup_epochs * steps_per_epoch
     boundaries: dict[int, float] = {}
     for fraction in config.milestones:
@@ -121,6 +124,17 @@ def _inverse_square_root(config: ConfigDict) -> optax.Schedule:
         return jnp.where(step < warmup_steps, rising, falling)
 
     return rate
+
+
+def _linear(config: ConfigDict, steps: int) -> optax.Schedule:
+    first, peak, warmup_steps = (
+        config.warmup_learning_rate,
+        config.learning_rate,
+        config.warmup_steps,
+    )
+    rising = optax.linear_schedule(first, peak, warmup_steps)
+    falling = optax.linear_schedule(peak, 0.0, max(1, steps - warmup_steps))
+    return optax.join_schedules([rising, falling], [warmup_steps])
 
 
 class Decays(NamedTuple):
@@ -218,8 +232,11 @@ def optimizer(
     norms: Mapping[str, Any] | None = None,
     products: Sequence[lrj.Product] = (),
 ) -> optax.GradientTransformation:
-    """SGD with momentum, or Adam, with decay where `decay_position` says; and what sets or records
-    the outcome of a step last: pruning, and norms.
+    """SGD with momentum, Adam or LAMB, with decay where `decay_position` says; and what sets or
+    records the outcome of a step last: pruning, and norms.
+
+    LAMB is Adam whose step for each leaf, decoupled decay included, is scaled to the norm of the
+    leaf. With Frobenius decay of the attention products it is the "FLAMBé" of arXiv 2105.01029.
 
     Args:
       config: the settled config.
@@ -236,11 +253,13 @@ def optimizer(
         "published": ([frobenius], [plain]),
     }[config.decay_position]
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    if config.optimizer == "adam":
-        direction = optax.scale_by_adam(b1=config.momentum, b2=_ADAM_B2, eps=_ADAM_EPSILON)
-    else:
+    if config.optimizer == "sgd":
         direction = optax.trace(config.momentum, nesterov=config.nesterov)
-    descent = optax.chain(direction, *decoupled, optax.scale_by_learning_rate(schedule))
+    else:
+        b2, epsilon = _SECOND_MOMENT[config.optimizer]
+        direction = optax.scale_by_adam(b1=config.momentum, b2=b2, eps=epsilon)
+    trust = [optax.scale_by_trust_ratio()] if config.optimizer == "lamb" else []
+    descent = optax.chain(direction, *decoupled, *trust, optax.scale_by_learning_rate(schedule))
     parts = [*coupled, *clip, descent]
     if config.method == "prune":
         pruned = _pruning_schedule(config, steps_per_epoch)

@@ -32,8 +32,20 @@ _NETWORKS = {
     "projection_resnet": "ResNet-{depth} (64/128/256)",
     "vgg": "VGG-{depth}",
 }
+_OF_LAYERS = {
+    "transformer": "Transformer",
+    "bert": "BERT",
+    "bert_classifier": "BERT classifier",
+    "gpt": "GPT",
+}
 # In the order of the tables; what comes first is the usual way and has no word of its own.
-_KINDS = {"conv": "", "linear": "", "tensor_train": "tensor train", "tucker": "Tucker"}
+_KINDS = {
+    "conv": "",
+    "linear": "",
+    "projections": "attention projections",
+    "tensor_train": "tensor train",
+    "tucker": "Tucker",
+}
 _VARIANTS = {"flat": "", "deep": "deep"}
 _DECAYS = {"plain": "", "none": "no decay", "crs": "CRS", "frobenius": "FD"}
 _INITS = {
@@ -54,6 +66,7 @@ _EXPLANATIONS = {
     "deep": "deep: a square matrix between the two factors",
     "QK": "QK products: of queries and keys, each attention head by itself",
     "OV": "OV products: of outputs and values, each attention head by itself",
+    "attention projections": "attention projections: those of attention are factorized as well",
     "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
     "run",
 }
@@ -67,9 +80,9 @@ def network_name(config: Config) -> str:
       'VGG-19, width 0.25'
     """
     model, width = config["model.name"], config.get("model.width", 1)
-    if model == "transformer":
+    if model in _OF_LAYERS:
         layers = config["model.layers"]
-        return f"Transformer {config['model.d_model']}, {layers} layer{'s' * (layers != 1)}"
+        return f"{_OF_LAYERS[model]} {config['model.d_model']}, {layers} layer{'s' * (layers != 1)}"
     if model == "wide_resnet":
         return f"WRN-{config['model.depth']}-{10 * width:g}"
     name = _NETWORKS.get(model, model + " of depth {depth}").format(depth=config.get("model.depth"))
@@ -136,8 +149,7 @@ def concerned(key: str, config: Config) -> bool:
         products = config.get("products.decay", "none") != "none"
         return bool(config.get(key)) and (products or (factors and config["decay"] == "frobenius"))
     if key == _HEAD_SCALE:
-        # See `experiments.arguments.settle`.
-        usual = config["rank_scale"] if 0 < config["rank_scale"] < 1 else 1.0
+        usual = config_keys.usual_head_scale(config)
         return config.get(key, usual) != usual
     return factors or key not in config_keys.FACTOR_KEYS
 

@@ -1,12 +1,17 @@
 """The finished run that a run starts from: its network, dense, where else a random one would be.
 
 What the run had factorized is merged, and its batch statistics come along; its optimizer state does
-not. What makes the network compute the same here as there has to agree: the model, the data, and
-the protocol, which decides how images are normalised.
+not. What makes the network compute the same here as there has to agree: the model, and for a run of
+the same task the data, and the protocol, which decides how images are normalised.
+
+A run of another task gives the parts that both networks have (`begins_with` in `tasks/`), such as
+the encoder of a language model to a classifier; the other parts are new. Then the vocabulary has to
+agree, and the text may be another one.
 
 Validation images select, so no step may have been taken on them, in the run before as little as in
 this one. Which images are held out is a function of `validation` and `seed`: a run that holds any
-out has to have both from its start. A start of a start is subject to the same rule.
+out has to have both from its start. A start of a start is subject to the same rule. Of a text, the
+same documents are held out in every run.
 """
 
 from __future__ import annotations
@@ -17,14 +22,18 @@ import jax
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import config_keys, models
+from experiments import config_keys, models, tasks
+from experiments import state as states
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.result import Data
 from experiments.state import Variables
 
-_SAME = ("task", "protocol", "data.name", "model.")
+_SAME = ("model.", "vocabulary_size")
 """Keys, and the beginning of keys, in which a run agrees with its start."""
+_SAME_OF_A_TASK = (*_SAME, "protocol", "data.name")
+_OF_ONE_RUN = ("model.name", "model.dropout")
+"""Keys in which runs of two tasks may differ all the same."""
 
 
 def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variables | None:
@@ -46,13 +55,30 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variable
         return None
     run = FinishedRun.read(config.start)
     _require_agreement(run, config)
-    state = run.restore(run.plan(network), data or run.data)
-    return jax.device_get(Variables(lrj.merge(state.params), state.model_state))
+    if run.config.task == config.task:
+        state = run.restore(run.plan(network), data or run.data)
+        return jax.device_get(Variables(lrj.merge(state.params), state.model_state))
+    _require_vocabulary(run, data)
+    state = run.restore(run.plan(tasks.network(run.config)), run.data)
+    trained = lrj.merge(state.params)
+    new = states.dense_variables(network, config.seed)
+    taken = {part: trained[part] for part in tasks.find(config).begins_with[run.config.task]}
+    return jax.device_get(new._replace(params={**new.params, **taken}))
 
 
 def _require_agreement(run: FinishedRun, config: ConfigDict) -> None:
+    begins_with = tasks.find(config).begins_with
+    if run.config.task != config.task and run.config.task not in begins_with:
+        fitting = " or ".join([config.task, *begins_with])
+        raise RunError(
+            f"{run.folder} cannot be the start of this run: task is {run.config.task!r} there and "
+            f"{config.task!r} here, which starts from a run of {fitting}"
+        )
     apart = config_keys.differences(run.config, config, ignore=())
-    found = [key for key in apart if key.startswith(_SAME)]
+    if run.config.task == config.task:
+        found = [key for key in apart if key.startswith(_SAME_OF_A_TASK)]
+    else:
+        found = [key for key in apart if key.startswith(_SAME) and key not in _OF_ONE_RUN]
     if "kind" in apart and _network_fields(run.config) != _network_fields(config):
         found.append("kind")
     if found:
@@ -63,6 +89,14 @@ def _require_agreement(run: FinishedRun, config: ConfigDict) -> None:
             f"validation={config.validation:g} and seed={config.seed} hold out images that "
             f"{run.folder}, the start, was trained on: it has validation={run.config.validation:g} "
             f"and seed={run.config.seed}. Take both from it, or give validation=0"
+        )
+
+
+def _require_vocabulary(run: FinishedRun, data: Data | None) -> None:
+    if data is not None and data.vocabulary != run.data.vocabulary:
+        raise RunError(
+            f"{run.folder} cannot be the start of this run: it was trained with the vocabulary "
+            f"{run.data.vocabulary}, and its vocabulary file is {data.vocabulary}"
         )
 
 

@@ -230,9 +230,9 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
     Raises:
       RunError: a kernel cannot be factorized.
     """
-    key = jax.random.key(plan.config.seed)
-    init_key, factor_key = jax.random.split(key)
-    dense_params, model_state = _split(jax.jit(network.init)(init_key)) if start is None else start
+    seed = plan.config.seed
+    dense_params, model_state = dense_variables(network, seed) if start is None else start
+    _, factor_key = _keys(seed)
     try:
         params = dense_params
         for table, init in recipe.initializers(plan.config, plan.table):
@@ -249,6 +249,18 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
         opt_state=plan.tx.init(params),
     )
     return jax.device_put(state, shardings(plan))
+
+
+def dense_variables(network: Any, seed: int) -> Variables:
+    """The variables that a seed gives the dense network."""
+    init_key, _ = _keys(seed)
+    return _split(jax.jit(network.init)(init_key))
+
+
+def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
+    """For what is drawn at the start: the dense variables, and the factors."""
+    init_key, factor_key = jax.random.split(jax.random.key(seed))
+    return init_key, factor_key
 
 
 def shardings(plan: Plan) -> TrainState:

@@ -35,7 +35,7 @@ from typing import Literal
 
 import jax
 
-from experiments import files
+from experiments import files, measures
 from experiments.command_line import MISTAKE, exit_code
 from experiments.errors import RunError
 from experiments.main import folder_name
@@ -277,9 +277,9 @@ def _line(run: SweepRun, outcome: Outcome, seconds: Sequence[float], left: int) 
         return f"waits for {run.waits_for}; then give the command again"
     if outcome == "failed":
         return f"failed: {_message(run)}"
-    accuracy = files.read_json(run.folder / RESULT)["final"]["accuracy"]
+    result = files.read_json(run.folder / RESULT)
     rest = f", about {duration(left * sum(seconds) / len(seconds))} left" if left else ""
-    return f"accuracy {accuracy:.2%}, {seconds[-1] / 60:.1f} min{rest}"
+    return f"{measures.of_result(result).told(result)}, {seconds[-1] / 60:.1f} min{rest}"
 
 
 def _remarked(run: SweepRun) -> str:

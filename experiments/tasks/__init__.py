@@ -5,25 +5,50 @@ What the training loop asks of a task is in `task.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from experiments.errors import RunError
-from experiments.tasks import classification, translation
+from experiments.tasks import (
+    causal_language_model,
+    classification,
+    masked_language_model,
+    text_classification,
+    translation,
+)
 from experiments.tasks.task import Task
 
 
 class Entry(NamedTuple):
-    """How a task is made from a settled config: whole, or its network alone, without data."""
+    """How a task is made from a settled config.
+
+    Attributes:
+      load: whole.
+      network: its network alone, without data.
+      begins_with: the parts of the parameters, by the task of the run that a run starts from, which
+        are taken from there; those of its own task are taken as a whole.
+    """
 
     load: Callable[[ConfigDict], Task]
     network: Callable[[ConfigDict], Any]
+    begins_with: Mapping[str, tuple[str, ...]] = {}
 
 
 TASKS: dict[str, Entry] = {
+    "causal_language_model": Entry(
+        causal_language_model.CausalLanguageModelling.load, causal_language_model.network
+    ),
     "classification": Entry(classification.Classification.load, classification.network),
+    "masked_language_model": Entry(
+        masked_language_model.MaskedLanguageModelling.load, masked_language_model.network
+    ),
+    "text_classification": Entry(
+        text_classification.TextClassification.load,
+        text_classification.network,
+        {"masked_language_model": ("encoder",)},
+    ),
     "translation": Entry(translation.Translation.load, translation.network),
 }
 
@@ -34,7 +59,7 @@ def load(config: ConfigDict) -> Task:
     Raises:
       RunError: the task is unknown, or its data cannot be had.
     """
-    return _find(config).load(config)
+    return find(config).load(config)
 
 
 def network(config: ConfigDict) -> Any:
@@ -43,10 +68,11 @@ def network(config: ConfigDict) -> Any:
     Raises:
       RunError: the task, its data set or its model is unknown, or the model refuses a value.
     """
-    return _find(config).network(config)
+    return find(config).network(config)
 
 
-def _find(config: ConfigDict) -> Entry:
+def find(config: ConfigDict) -> Entry:
+    """The entry of the task a config names; an unknown name is a `RunError`."""
     if config.task not in TASKS:
         raise RunError(f"unknown task {config.task!r}; known are {', '.join(sorted(TASKS))}")
     return TASKS[config.task]

@@ -22,11 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments import models
 from experiments.data import ImageData, ImageSet, Statistics, image_set, load, split_validation
-from experiments.data.example_order import (
-    epoch_permutation,
-    padded_evaluation_indices,
-    steps_per_epoch,
-)
+from experiments.data.example_order import epoch_permutation, steps_per_epoch
 from experiments.data.pipeline import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -37,6 +33,7 @@ from experiments.data.pipeline import (
 from experiments.errors import RunError
 from experiments.result import Data
 from experiments.tasks.dense_network import DenseNetwork
+from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen.normalization import efficient_batch_norm
 
@@ -242,20 +239,7 @@ class Classification:
           ``loss`` and ``correct`` summed, and ``count``.
         """
 
-        def measure(logits: jax.Array, targets: jax.Array, valid: jax.Array) -> dict[str, Any]:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            hits = jnp.argmax(logits, axis=-1) == targets
-            return {
-                "loss": jnp.sum(jnp.where(valid, losses, 0.0)),
-                "correct": jnp.sum(jnp.where(valid, hits, False)),
-            }
-
-        sums = self._over(params, model_state, split, measure)
-        return {
-            "loss": jnp.sum(sums["loss"]),
-            "correct": jnp.sum(sums["correct"]),
-            "count": jnp.int32(len(split[1])),
-        }
+        return totals(self._over(params, model_state, split, cross_entropy_sums))
 
     def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
         """Logits (examples, classes) of a split, in order."""
@@ -265,13 +249,12 @@ class Classification:
     def _over(self, params: Any, model_state: Any, split: Any, measure: Callable[..., Any]) -> Any:
         """What `measure` makes of logits, labels and validity, batch by batch."""
         images, labels = split
-        indices, valid = padded_evaluation_indices(len(labels), self.eval_batch_size)
 
-        def batch(inputs: tuple[jax.Array, jax.Array]) -> Any:
-            pixels, targets = evaluation_batch(images, labels, inputs[0], self.pipeline)
-            return measure(self.network.apply(params, model_state, pixels), targets, inputs[1])
+        def batch(indices: jax.Array, valid: jax.Array) -> Any:
+            pixels, targets = evaluation_batch(images, labels, indices, self.pipeline)
+            return measure(self.network.apply(params, model_state, pixels), targets, valid)
 
-        return jax.lax.map(batch, (jnp.asarray(indices), jnp.asarray(valid)))
+        return over_batches(batch, len(labels), self.eval_batch_size)
 
     def scores(self, variables: Any, folder: Path, say: Callable[[str], None]) -> None:
         """There are none beside accuracy and loss."""

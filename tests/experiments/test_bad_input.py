@@ -78,7 +78,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ([CIFAR, "--config.accumulate_steps=3"], "accumulate_steps=3 does not divide a batch of 1"),
         ([CIFAR, "--config.profile_steps=7"], "profile_steps=(7,): expected two step numbers"),
         ([f"{CIFAR}:profile_steps=1"], "'profile_steps' takes a tuple: write --config.profile_st"),
-        ([CIFAR, "--config.model.name=foo"], "unknown model 'foo'; known are projection_r"),
+        (
+            [CIFAR, "--config.model.name=foo"],
+            "unknown model 'foo'; known are bert, bert_classifier",
+        ),
     ],
 )
 def test_mistakes_on_the_command_line(flags: list[str], words: str, command: Any) -> None:
@@ -132,7 +135,7 @@ def test_data_that_is_not_there(
     [
         ("", {"batch_size": 2000}, "batch size 2000 with 1293 training examples"),
         ("validation=0.0001", {}, "validation split of 0.0001"),
-        ("", {"task": "dancing"}, "unknown task 'dancing'; known are classification"),
+        ("", {"task": "dancing"}, "unknown task 'dancing'; known are causal_language_model"),
         ("", {"mesh__tensor": 5}, "mesh .* does not fit"),
     ],
 )
@@ -148,7 +151,8 @@ def test_mistakes_found_before_anything_is_written(
 def test_a_rule_without_a_match_lists_near_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conv = ENTRY.factorizations["conv"]._replace(regular={r"convolution/kernel": lrj.regular()})
+    kernels = [models.Kernels(r"convolution/kernel", lrj.regular())]
+    conv = ENTRY.factorizations["conv"]._replace(kernels=kernels)
     entry = ENTRY._replace(factorizations={"conv": conv})
     monkeypatch.setitem(models.MODELS, "tiny", entry)
     with pytest.raises(RunError, match=r"convolution/kernel.*conv/kernel"):

@@ -166,9 +166,14 @@ def test_the_published_optimizer() -> None:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("position", ["decoupled", "coupled"])
-def test_adam(position: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "b2", "epsilon"), [("adam", 0.98, 1e-9), ("lamb", 0.999, 1e-6)]
+)
+def test_adam_and_lamb(optimizer: str, b2: float, epsilon: float, position: str) -> None:
+    """As in the publications; LAMB sets the norm of each leaf's step to that of the leaf."""
     config = settled(
-        f"recipe=adam,weight_decay={PLAIN},warmup_steps=3,decay_position={position},clip_norm=2.0"
+        f"recipe=adam,optimizer={optimizer},weight_decay={PLAIN},warmup_steps=3,"
+        f"decay_position={position},clip_norm=2.0"
     )
     p = parameters()
     first = {name: np.zeros_like(value) for name, value in p.items()}
@@ -184,12 +189,14 @@ def test_adam(position: str) -> None:
         rate = inverse_sqrt(step, 1e-6, 2e-3, 3)
         for name in p:
             first[name] = 0.9 * first[name] + 0.1 * g[name]
-            second[name] = 0.98 * second[name] + 0.02 * g[name] ** 2
+            second[name] = b2 * second[name] + (1 - b2) * g[name] ** 2
             direction = (first[name] / (1 - 0.9 ** (step + 1))) / (
-                np.sqrt(second[name] / (1 - 0.98 ** (step + 1))) + 1e-9
+                np.sqrt(second[name] / (1 - b2 ** (step + 1))) + epsilon
             )
-            outside = decay[name] if position == "decoupled" else 0.0
-            p[name] = p[name] - rate * (direction + outside)
+            whole = direction + (decay[name] if position == "decoupled" else 0.0)
+            if optimizer == "lamb":
+                whole = whole * np.linalg.norm(p[name]) / np.linalg.norm(whole)
+            p[name] = p[name] - rate * whole
     for name, value in run(config, 5).items():
         np.testing.assert_allclose(value, p[name], rtol=1e-6, err_msg=name)
 
@@ -200,6 +207,15 @@ def test_the_learning_rate_rises_and_falls_with_the_square_root() -> None:
         assert float(schedule(step)) == pytest.approx(inverse_sqrt(step, 1e-6, 2e-3, 400), rel=1e-6)
     published = recipe.learning_rate(settled("recipe=published"), steps_per_epoch=10)
     assert float(published(16_000)) == pytest.approx(0.125)
+
+
+def test_the_linear_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    config = settled("recipe=adam,schedule=linear,steps=1000,learning_rate=0.5,warmup_steps=100")
+    schedule = recipe.learning_rate(config, steps_per_epoch=300)
+    for step in (0, 1, 50, 99, 100, 101, 550, 999, 1000):
+        rising = 1e-6 + (0.5 - 1e-6) * step / 100
+        expected = rising if step < 100 else 0.5 * (1000 - step) / 900
+        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 def test_milestones_are_shares_of_the_steps_where_these_are_given() -> None:
