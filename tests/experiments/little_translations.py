@@ -17,7 +17,7 @@ VOCABULARY = 290
 ARGUMENT = (
     f"runlocal,data=files,vocabulary_size={VOCABULARY},d_model=8,d_ff=16,rank_scale=0.5,"
     "init=regular,products=qk_ov,batch_size=400,steps=7,weight_decay=0.01,dropout=0.1,beam=2,"
-    "decoding.max_length=6,max_length=32,model.max_length=32"
+    "decoding.max_length=6,max_length=32,model.max_length=32,forms=count"
 )
 
 
