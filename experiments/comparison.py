@@ -281,7 +281,9 @@ def paired_differences(setting: Setting, baseline: Setting) -> np.ndarray:
 
 def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """What sets each config apart besides method, size and network, by key: see `Setting.apart`."""
-    told = {*setting_names.METHOD_KEYS, *config_keys.SIZES, "replay"}
+    named = setting_names.NAMED_RUNS
+    by_name = {key for key, is_named in named.items() if any(map(is_named, configs))}
+    told = {*setting_names.METHOD_KEYS, *config_keys.SIZES, *by_name}
     keys = {key for config in configs for key in config if not setting_names.of_network(key)} - told
 
     def differs(key: str) -> bool:
@@ -301,14 +303,15 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         }
         for config in configs
     ]
-    # The name of a method tells that norms were replayed; whose, only where nothing else does.
+    # The name of a method tells that there is another run; which, only where nothing else does.
     labels = [
         (setting_names.method_name(config), setting_names.size(config), *words.values())
         for config, words in zip(configs, found, strict=True)
     ]
     for config, words, label in zip(configs, found, labels, strict=True):
-        if setting_names.replays(config) and labels.count(label) > 1:
-            words["replay"] = f"replay={config['replay']}"
+        for key in by_name:
+            if named[key](config) and labels.count(label) > 1:
+                words[key] = f"{key}={config[key]}"
     return found
 
 

@@ -55,6 +55,7 @@ _INITS = {
     "spectral_ones": "SI with ones",
 }
 _PRODUCTS = ("none", "qk", "ov", "qk_ov")
+_RUNS = {"replay": "norms replayed", "start": "pre-trained"}
 _EXPLANATIONS = {
     "regular": "regular: regular initialization with plain weight decay of the factors",
     "SI": "SI: spectral initialization",
@@ -66,6 +67,7 @@ _EXPLANATIONS = {
     "deep": "deep: a square matrix between the two factors",
     "QK": "QK products: of queries and keys, each attention head by itself",
     "OV": "OV products: of outputs and values, each attention head by itself",
+    "pre-trained": "pre-trained: the encoder is that of a masked language model",
     "attention projections": "attention projections: those of attention are factorized as well",
     "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
     "run",
@@ -112,6 +114,15 @@ def pruned(config: Config) -> bool:
 def replays(config: Config) -> bool:
     """Whether the norms of the kernels were set to those of another run."""
     return bool(config.get("replay"))
+
+
+def pretrained(config: Config) -> bool:
+    """Whether a part of the network is from a run of another task."""
+    return bool(config.get("start")) and config["task"] == "text_classification"
+
+
+NAMED_RUNS = {"replay": replays, "start": pretrained}
+"""The keys that name another run, by what says whether the name of the method tells of it."""
 
 
 def of_network(key: str) -> bool:
@@ -163,17 +174,16 @@ def method_name(config: Config) -> str:
       'SI + FD'
     """
     kind = _KINDS.get(config["kind"], config["kind"])
+    of_runs = [word for key, word in _RUNS.items() if NAMED_RUNS[key](config)]
     if not config_keys.has_factors(config):
-        parts = [kind, "pruning" if pruned(config) else "dense", *_of_products(config)]
+        parts = [kind, "pruning" if pruned(config) else "dense", *_of_products(config), *of_runs]
         return ", ".join(filter(None, parts))
     variant = _VARIANTS.get(config["variant"], config["variant"])
     init = _INITS.get(config["init"], config["init"])
     decay = _DECAYS.get(config["decay"], config["decay"])
     apart = [decay] if decay == "no decay" else []
     joined = " + ".join(word for word in (init, decay) if word and word not in apart)
-    apart += _of_products(config)
-    if replays(config):
-        apart.append("norms replayed")
+    apart += [*_of_products(config), *of_runs]
     return ", ".join(filter(None, [kind, variant, joined or "regular", *apart]))
 
 
@@ -188,7 +198,8 @@ def method_order(config: Config) -> tuple[int, ...]:
         *(int(size(config) is not None), int(pruned(config))),
         *(place("kind", _KINDS), place("variant", _VARIANTS)),
         *(place("products.decay", _PRODUCTS), place("products.init", _PRODUCTS)),
-        *(place("decay", _DECAYS), place("init", _INITS), int(replays(config))),
+        *(place("decay", _DECAYS), place("init", _INITS)),
+        *(int(named(config)) for named in NAMED_RUNS.values()),
     )
 
 

@@ -1,0 +1,43 @@
+"""Pre-training in the small, and what it is good for: masked language models on the manual of
+PostgreSQL, and from each of them a classifier that tells which part of the manual a paragraph is
+from.
+
+Commands:
+  python -m experiments.data fetch pgdoc
+  python -m experiments.sweep pretraining_small
+  python -m experiments.report runs/sweeps/pretraining_small
+
+With `--out=experiments/results/pretraining_small` it passes over what is finished there.
+
+BERT of 128 features and four layers. The dense network; and with attention heads of half the size
+regular initialization, spectral initialization (SI) of the attention products, and SI with
+Frobenius decay (FD) of them, the paper's FLAMBé. Plain decay is LAMB's usual coefficient, and FD
+has the same. Every pre-trained network is fine-tuned as it was pre-trained, and classifiers of both
+sizes are trained from nothing beside them. Two seeds; all of seed 1 comes before seed 2.
+
+Cost: 8 runs of pre-training, 1,500 steps of 32 blocks, about 25 minutes each on one CPU core, and
+12 of fine-tuning, three epochs, about ten minutes each.
+"""
+
+from experiments.grid import Arguments, FolderOf, grid
+
+PRETRAINING = "configs/pretraining.py:size=small,data=pgdoc"
+FINE_TUNING = "configs/fine_tuning.py:size=small,data=pgdoc"
+METHODS = [
+    {"head_scale": 1.0, "products": "none"},
+    {"head_scale": 0.5, "products": "none"},
+    {"head_scale": 0.5, "products.init": "qk_ov", "products.decay": "none"},
+    {"head_scale": 0.5, "products": "qk_ov"},
+]
+FROM_NOTHING = METHODS[:2]
+
+
+def get_sweep() -> list[tuple[str, Arguments]]:
+    """2 seeds x (4 pre-trained + 4 fine-tuned + 2 from nothing) = 20 runs."""
+    runs = []
+    for seed in (1, 2):
+        pretrained = grid(seed=seed, method=METHODS)
+        runs += [(PRETRAINING, arguments) for arguments in pretrained]
+        runs += [(FINE_TUNING, {**made, "start": FolderOf(made)}) for made in pretrained]
+        runs += [(FINE_TUNING, arguments) for arguments in grid(seed=seed, method=FROM_NOTHING)]
+    return runs
