@@ -105,7 +105,7 @@ class Shell:
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In the order of the README, since later commands use the runs of earlier ones."""
     # Not at the top: the blocks of Python are run where these packages are not installed, too.
-    from configs import distillation
+    from configs import distillation, pretraining
     from experiments.sweep_plan import plan_sweep
 
     monkeypatch.chdir(ROOT)
@@ -131,6 +131,20 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 short = ("--config.steps=1", "--config.decoding.beam=1", f"--workdir={folder}")
                 printed = shell.run(command, *short, "--config.decoding.max_length=1")
                 assert "test set: sacrebleu" in printed
+            case ["-m", "experiments.main", "--config=configs/pretraining.py:runlocal"]:
+                folder = "runs/pretraining_local-runlocal-seed1"
+                printed = shell.run(command, "--config.steps=1", f"--workdir={folder}")
+                assert "unigram loss" in printed
+            case ["-m", "experiments.main", config] if "fine_tuning.py:runlocal,start=" in config:
+                short = ("--config.steps=1", "--workdir=runs/fine_tuned")
+                assert "majority accuracy" in shell.run(command, *short)
+            case ["-m", "experiments.main", config] if "task=causal_language_model" in config:
+                # As long as the masked one; a shorter run is tested with the tasks.
+                argument = config.partition(":")[2]
+                assert pretraining.get_config(argument).model.name == "gpt"
+            case ["-m", "experiments.main", config] if "files:" in config:
+                message = shell.run(command, code=2)
+                assert "no file fits this pattern" in message
             case ["-m", "experiments.translate", folder, "<", _]:
                 printed = shell.run(command.partition(" <")[0], stdin="eins\n\n")
                 assert len(printed.splitlines()) == 2 and printed.endswith("\n\n")
@@ -140,7 +154,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 message = shell.run(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
-                assert len(list(tmp_path.glob("runs/*"))) <= 3
+                assert not list(tmp_path.glob(f"runs/*{data}*"))
             case ["-m", "experiments.sweep", sweep] if sweep.endswith(":runlocal"):
                 runs = {"norm_replay": 3, "decay_study": 12}[Path(sweep.split(":")[0]).stem]
                 assert len(plan_sweep(Path(sweep.split(":")[0]), tmp_path, "runlocal")) == runs

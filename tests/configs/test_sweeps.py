@@ -12,7 +12,7 @@ from planned_runs import settled
 ROOT = Path(__file__).parents[2]
 SWEEPS = {
     "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
-    "translation": 858,
+    "translation": 858, "pretraining_small": 20,
 }  # fmt: skip
 # Those that do not have all of their settings with every seed; each has a test of its own.
 UNEVEN = {"translation_small"}
@@ -21,12 +21,13 @@ pytestmark = pytest.mark.usefixtures("at_the_root")
 
 
 def without_seed(configs):
-    """The settings; a run that replays another one replays that of its own seed."""
+    """The settings; a run that replays or starts from another one does so with that of its seed."""
     found = set()
     for config in configs:
-        replay = config["replay"]
-        assert not replay or f"-seed{config['seed']}-" in replay
-        setting = config | {"replay": replay.replace(f"seed{config['seed']}", "")}
+        setting = dict(config)
+        for key in ("replay", "start"):
+            assert not config[key] or f"-seed{config['seed']}-" in config[key]
+            setting[key] = config[key].replace(f"seed{config['seed']}", "")
         found.add(tuple(sorted((k, v) for k, v in setting.items() if k != "seed")))
     return found
 
@@ -216,3 +217,28 @@ def test_translation_small_is_ten_settings_of_one_budget_and_six_of_them_with_an
     assert coefficients == {0.0: 1, 1e-2: 3, 1e-3: 6}  # 0 is that of plain decay.
     assert {c["rank_scale"] for c in configs} == {0.0, 0.25}
     assert {c["model.head_scale"] for c in configs} == {1.0, 0.25}
+
+
+def test_pretraining_small_fine_tunes_every_network_as_it_was_pretrained():
+    configs, runs = settled("pretraining_small")
+    methods = [(1.0, "none", "none"), (0.5, "none", "none"), (0.5, "qk_ov", "none")]
+    methods.append((0.5, "qk_ov", "qk_ov"))
+    found = Counter(
+        (
+            c["task"],
+            bool(c["start"]),
+            (c["model.head_scale"], c["products.init"], c["products.decay"]),
+        )
+        for c in configs
+    )
+    assert found == {
+        **dict.fromkeys((("masked_language_model", False, m) for m in methods), 2),
+        **dict.fromkeys((("text_classification", True, m) for m in methods), 2),
+        **dict.fromkeys((("text_classification", False, m) for m in methods[:2]), 2),
+    }
+    folders = {str(run.folder): c for run, c in zip(runs, configs, strict=True)}
+    same = ("seed", "model.head_scale", "products.init", "products.decay", "vocabulary_size")
+    for config in configs:
+        if config["start"]:
+            start = folders[config["start"]]
+            assert [start[key] for key in same] == [config[key] for key in same]
