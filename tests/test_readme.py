@@ -79,6 +79,8 @@ class Shell:
             "LOWRANK_JAX_DATA_DIR": str(folder / "data"),
             "TFDS_DATA_DIR": str(folder / "tfds"),
             "JAX_PLATFORMS": "cpu",
+            # Programs run for moments here, and compiling them well takes longer.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), nowhere),
             **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), nowhere),
             **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,14 +26,6 @@ from experiments.tasks.task import Batch
 from experiments.train import train_and_evaluate
 
 TASKS = ("masked_language_model", "causal_language_model")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Programs run for moments here, and compiling them well takes seconds each."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

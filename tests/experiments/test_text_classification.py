@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,14 +20,6 @@ from experiments.errors import RunError
 from experiments.restored_run import RestoredRun
 from experiments.stopping import Stopped
 from experiments.tasks.text_network import Rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Programs run for moments here, and compiling them well takes seconds each."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

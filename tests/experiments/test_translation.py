@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ from experiments.special_tokens import BOS, EOS, PAD
 from experiments.stopping import Stopped
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.translation import Rows, Translation
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """Programs run for moments here, and compiling them well takes seconds each."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
