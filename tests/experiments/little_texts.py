@@ -18,10 +18,11 @@ WORDS = {
 VOCABULARY = 300
 SIZES = (
     f"vocabulary_size={VOCABULARY},d_model=8,d_ff=16,heads=2,layers=1,model.max_length=16,"
-    "batch_size=8,head_scale=0.5,weight_decay=0.01,rank_scale=0.5,products=qk_ov"
+    "batch_size=8,eval_batch_size=5,head_scale=0.5,weight_decay=0.01,rank_scale=0.5,products=qk_ov,"
+    "warmup_steps=2"
 )
-PRETRAINING = f"runlocal,block_length=16,eval_batch_size=5,steps=7,warmup_steps=2,forms=count,{SIZES}"
-FINE_TUNING = f"runlocal,max_length=16,eval_batch_size=5,epochs=2,warmup_steps=2,{SIZES}"
+PRETRAINING = f"runlocal,block_length=16,steps=7,forms=count,{SIZES}"
+FINE_TUNING = f"runlocal,max_length=16,epochs=2,{SIZES}"
 
 
 def write_text(folder: Path) -> str:

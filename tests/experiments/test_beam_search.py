@@ -62,7 +62,6 @@ def compare(found, sentence, expected):
 STARTS = np.array([0, 17, 400, 3999])
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 @pytest.mark.parametrize("beam", [80, 88])
 def test_exhaustive_where_the_beam_holds_every_continuation(beam, penalty):
@@ -76,7 +75,6 @@ def test_exhaustive_where_the_beam_holds_every_continuation(beam, penalty):
         compare(found, sentence, expected[:beam])
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(("beam", "penalty"), [(2, 1.0), (5, 0.6)])
 def test_against_plain_python(beam, penalty):
     probabilities = table(seed=2)
@@ -92,7 +90,6 @@ def test_against_plain_python(beam, penalty):
     assert len(set(lengths)) > 5  # sentences of a batch end at different times
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_beam_of_one_is_greedy():
     probabilities = table(seed=3)
     starts = np.arange(0, 4000, 100)
@@ -103,7 +100,6 @@ def test_beam_of_one_is_greedy():
     np.testing.assert_array_equal(found.tokens[:, 0], rows)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_equal_continuations_in_order():
     uniform = np.full((PREFIXES, VOCABULARY), -np.log(VOCABULARY), np.float32)
     found = search(uniform, STARTS, np.full(4, 6), 2, 6, 0.0)
@@ -112,7 +108,6 @@ def test_equal_continuations_in_order():
     assert found.tokens[0].tolist() == [[1, EOS, 0, 0, 0, 0], [1, 1, EOS, 0, 0, 0]]
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_scores_are_summed_in_float32():
     coarse = table(seed=4).astype(jnp.bfloat16)
     found = search(coarse, STARTS, np.full(4, 6), 2, 6, 0.0)
@@ -122,7 +117,6 @@ def test_scores_are_summed_in_float32():
         compare(found, sentence, plain.beam_search(score, 2, 6, 0.0))
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_what_may_never_be_chosen():
     # However probable they are: PAD and BOS anywhere, EOS at the beginning.
     tempting = np.full((PREFIXES, VOCABULARY), -9.0, np.float32)

@@ -19,8 +19,6 @@ from experiments.errors import RunError
 from experiments.result import Data
 from experiments.tasks.classification import Classification, Network
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CLASSES, EXAMPLES = 3, 10
 
 

@@ -85,7 +85,6 @@ def test_the_wide_network_is_wider_by_width():
     assert set(params["block_1"]) == {"conv1", "conv2", "norm1", "norm2"}
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_initialization_of_the_wide_network():
     model = models.build({"name": "projection_resnet", "depth": 8, "width": 1}, 100)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), False))

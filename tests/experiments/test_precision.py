@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from random_variables import random_variables
 
 import lowrank_jax as lrj
@@ -21,7 +20,6 @@ def network(precision: str, name: str = "projection_resnet") -> Any:
     return models.build({"name": name, "depth": 8, "width": 1}, 10, precision=precision)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_only_the_computation_is_bfloat16() -> None:
     model = network("bfloat16")
     variables = random_variables("projection_resnet", model, IMAGES)
@@ -52,7 +50,6 @@ def test_only_the_computation_is_bfloat16() -> None:
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_logits_are_those_of_float32_to_bfloat16s_precision() -> None:
     found = []
     for precision in ("float32", "bfloat16"):
@@ -64,7 +61,6 @@ def test_logits_are_those_of_float32_to_bfloat16s_precision() -> None:
     assert 1e-5 < difference < 0.05  # A single rounding is 2 ** -9.
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_the_state_and_its_decay_are_float32s() -> None:
     half, single = (
         describe.describe(cifar_resnet.get_config(f"depth=8,rank_scale=0.5,precision={precision}"))

@@ -125,7 +125,6 @@ def test_the_published_recipe_ends_pruning_with_its_first_learning_rate() -> Non
 # What stays.
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("values", ["normal", "whole"])
 @pytest.mark.parametrize(
     "schedule", [PruningSchedule(0, 6, 2), PruningSchedule(2, 7, 3), PruningSchedule(5, 6, 10)]
@@ -151,7 +150,6 @@ def test_every_step_keeps_what_a_global_sort_keeps(schedule: PruningSchedule, va
     assert stays.sum() == KEPT
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_of_equal_magnitudes_exactly_as_many_as_wanted_stay(dtype: Any) -> None:
     params = jax.tree.map(lambda x: jnp.copysign(1, x).astype(dtype), tree(0))

@@ -82,7 +82,6 @@ def resnet8(state: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
     return x.mean((2, 3)) @ state["linear.weight"].T + state["linear.bias"]
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("deep", [False, True])
 def test_an_imported_resnet_computes_what_the_reference_does(deep: bool) -> None:
     state = resnet8_state_dict(0.1, deep)

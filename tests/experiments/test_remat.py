@@ -15,7 +15,7 @@ from experiments import models
 from experiments.models.projection_resnet import ProjectionResNet
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_same_tree_loss_statistics_and_gradients() -> None:
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3))
     results = []

@@ -69,7 +69,6 @@ def test_heads_fill_the_model(size):
     assert len(factorized) == 4 * fields["layers"] + 5
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_initialization():
     larger = Transformer(200, 300, **SIZES["tiny"], max_length=100)
     init = jax.jit(lambda key: larger.init(key, SOURCE, TARGET_IN, False)["params"])
@@ -139,7 +138,7 @@ def in_numpy(params, source, target_in):
     return norm(x, params["decoder_norm"]) @ output["kernel"] + output["bias"]
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_against_numpy_whatever_the_padding():
     logits = jax.jit(lambda v: model.apply(v, SOURCE, TARGET_IN, False))(variables())
     for row in range(2):
@@ -149,7 +148,6 @@ def test_against_numpy_whatever_the_padding():
         np.testing.assert_allclose(logits[row, : len(target_in)], expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_influence():
     """Gradients are zero, exactly, where nothing may have an influence, and nowhere else."""
     params = single_precision()
@@ -173,7 +171,6 @@ def test_influence():
     np.testing.assert_array_equal(of_target[:, [BOS, 7, 8, 9]], np.tri(4))
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_one_target_at_a_time():
     """With factorized kernels; of the memory, nothing is computed again."""
     lifted = lift(model)
@@ -223,7 +220,6 @@ def test_multiply_adds():
     assert counted == 2 * (2 * (encoder + decoder) + 4 * size * 11)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_dropout_of_everything_that_is_added():
     params = single_precision()
     nothing = flat.clone(dropout=1.0, ffn_dropout=0.0)
@@ -233,7 +229,6 @@ def test_dropout_of_everything_that_is_added():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_dropout_inside_feed_forward():
     def logits(params, ffn_dropout, train):
         some = flat.clone(dropout=0.0, ffn_dropout=ffn_dropout)
@@ -248,7 +243,6 @@ def test_dropout_inside_feed_forward():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_bfloat16():
     params = single_precision()
     half, single = (

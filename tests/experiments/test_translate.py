@@ -61,7 +61,6 @@ def scorer(row):
     return score
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_against_plain_python():
     done = []
     found = translate(

@@ -52,7 +52,6 @@ def test_all_convolutions_but_the_first_are_factorized():
     assert sorted(chosen) == sorted(f"layer_{i}/conv/kernel" for i in range(2, 17))
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_initialization_moments():
     model = models.build({"name": "vgg", "depth": 11, "width": 0.5}, 200)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)), False)["params"])
@@ -66,7 +65,7 @@ def test_initialization_moments():
             np.testing.assert_array_equal(values, float(path[-1] == "scale"))
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_forward_against_numpy():
     model = VGG(num_classes=5, depth=11, width=1 / 16)
     images = np.random.default_rng(1).normal(size=(2, 32, 32, 3))

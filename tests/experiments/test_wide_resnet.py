@@ -58,7 +58,6 @@ def test_narrow_twins_keep_the_stem(width):
 
 
 @pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.usefixtures("quick_compile")
 def test_initialization_moments(separable):
     model = WideResNet(200, depth=10, width=0.4, separable=separable)
     init = jax.jit(lambda key: model.init(key, jnp.zeros((1, 16, 16, 3)), False)["params"])
@@ -79,7 +78,7 @@ def test_initialization_moments(separable):
 @pytest.mark.parametrize(
     ("channels", "stride", "separable"), [(4, 2, False), (6, 1, False), (4, 2, True), (6, 1, True)]
 )
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_block_against_numpy(channels, stride, separable):
     x = np.random.default_rng(2).normal(size=(2, 8, 8, channels))
     block = Block(features=6, stride=stride, separable=separable)
@@ -103,7 +102,7 @@ def test_block_against_numpy(channels, stride, separable):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_what_surrounds_the_blocks_against_numpy():
     model = WideResNet(num_classes=5, depth=10, width=1 / 32)
     images = np.random.default_rng(1).normal(size=(2, 16, 16, 3))

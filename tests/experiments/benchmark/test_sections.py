@@ -141,7 +141,7 @@ def test_variants(faked, monkeypatch):
 
 
 @pytest.mark.slow
-def test_decay_and_data_beside_a_real_step(quick_compile):
+def test_decay_and_data_beside_a_real_step():
     quick = options(quick=True, alternations=1)
     (decay,) = decay_cost.measure(quick, silent)
     for row in decay["updates"]:

@@ -98,7 +98,7 @@ def by_torch_name(params):
 
 
 @pytest.mark.parametrize(("model", "rank_scale"), [("resnet", 0.0), ("projection_resnet", 0.111)])
-def test_logits_and_training_steps_in_float64(x64, quick_compile, model, rank_scale):
+def test_logits_and_training_steps_in_float64(x64, model, rank_scale):
     network = dataclasses.replace(TINY, model=model)
     who = contender(network, rank_scale)
     settled = jax_step.config(who)

@@ -59,7 +59,7 @@ def test_both_have_the_same_encoder():
     assert jax.tree.leaves(encoder["encoder"]) == jax.tree.leaves(other["encoder"])
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_masked_tokens_against_numpy_whatever_the_padding():
     logits = jax.jit(lambda v: BERT.apply(v, TOKENS, PLACES, False))(variables(BERT))
     p = variables(BERT)["params"]
@@ -71,7 +71,7 @@ def test_masked_tokens_against_numpy_whatever_the_padding():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_classes_against_numpy_whatever_the_padding():
     logits = jax.jit(lambda v: CLASSIFIER.apply(v, TOKENS, False))(variables(CLASSIFIER))
     p = variables(CLASSIFIER)["params"]
@@ -81,7 +81,6 @@ def test_classes_against_numpy_whatever_the_padding():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_every_token_sees_every_other_but_padding():
     """Not a bit changes with what stands at the place of padding."""
     single = jax.tree.map(jnp.float32, variables(BERT)["params"])

@@ -29,7 +29,7 @@ def test_published_count():
     assert set(params) == {"decoder"}
 
 
-@pytest.mark.usefixtures("x64", "quick_compile")
+@pytest.mark.usefixtures("x64")
 def test_against_numpy():
     logits = jax.jit(lambda v: GPT.apply(v, TOKENS, False))(variables())
     for row, found in zip(TOKENS, logits, strict=True):
@@ -38,7 +38,6 @@ def test_against_numpy():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_later_tokens_and_padding_change_nothing():
     """Not a bit of what stands before them; each token changes what stands from it on."""
     params = jax.tree.map(jnp.float32, variables()["params"])

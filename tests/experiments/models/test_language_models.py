@@ -88,7 +88,6 @@ def test_counts_in_closed_form(name: str, size: str, head_scale: float) -> None:
     assert logits.shape == (*outputs, 3 if name == "bert_classifier" else 1000)
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", ["bert", "gpt"])
 def test_full_rank_and_balanced_products_change_nothing(name: str) -> None:
     """Products have biases; of kind "projections", their sides are factorized."""
@@ -123,7 +122,6 @@ def test_regular_factors_start_as_layers_of_their_own(name: str) -> None:
     assert models.find(name).attention
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", ["bert", "gpt"])
 def test_initialization(name: str) -> None:
     model, inputs = CASES[name]
@@ -178,7 +176,6 @@ def test_dropout(name: str) -> None:
     jax.eval_shape(lambda p: model.apply({"params": p}, *inputs, False), abstract)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_remat_gives_the_same_gradients_with_dropout() -> None:
     def gradients(params: Any) -> list[Any]:
         return [jax.grad(training("gpt", layers=1, remat=remat))(params) for remat in (True, False)]
@@ -205,7 +202,6 @@ def test_remat_computes_the_blocks_again(name: str) -> None:
     assert work(remat=True) == (forward, backward + again)
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", ["bert", "gpt"])
 def test_bfloat16(name: str) -> None:
     model, inputs = CASES[name]
