@@ -22,7 +22,6 @@ Expected result: `python -m experiments.report RUN...` makes the table from fini
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import base
 from configs.pretraining import LENGTH, VOCABULARY
@@ -39,13 +38,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.task = "text_classification"
     config.data.name = "pgdoc"
     config.model = ConfigDict({"name": "bert_classifier", "max_length": 0, "dropout": 0.0})
-    config.model.head_scale = placeholder(float)
     config.model.head_scale = 0.5
     # Subwords of the vocabulary (those of `start`); longer paragraphs are cut.
     config.vocabulary_size = 0
     config.max_length = 0
 
-    # Adam, as published for fine-tuning.
+    # Adam with a rate that rises and falls, as usual for fine-tuning.
     config.epochs = 3
     config.batch_size = 32
     config.optimizer = "adam"

@@ -29,7 +29,6 @@ Expected result: `python -m experiments.report RUN...` makes the table from fini
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from configs import base
 from configs.text import products, without_images
@@ -50,9 +49,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # `head_scale` is the share of the full head size (d_model / heads) that queries, keys and
     # values have. `rank_scale` is that of the feed-forward kernels, and with kind=projections of
-    # the projections of attention as well; at 0 they stay dense.
+    # the projections of attention as well (head_scale=1 if they are to be smaller by this alone);
+    # at 0 they stay dense.
     config.model = ConfigDict({"name": "", "max_length": 0, "dropout": 0.0})
-    config.model.head_scale = placeholder(float)
     config.model.head_scale = 0.5
     config.products.init = config.products.decay = "qk_ov"
     # Subwords of the vocabulary, and tokens of a block of text.
@@ -68,14 +67,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.decay_position = "decoupled"
     config.weight_decay = 0.01
     _of_task("masked_language_model")(config)
-    of_size("base")(config)
+    _of_size("base")(config)
     return arguments.apply(
         config,
         arg,
         presets={
             "runlocal": _runlocal,
             "task": {task: _of_task(task) for task in MODELS},
-            "size": {name: of_size(name) for name in SIZES},
+            "size": {name: _of_size(name) for name in SIZES},
             "products": {word: products(word) for word in arguments.CHOICES["products.decay"]},
         },
     )
@@ -89,9 +88,7 @@ def _of_task(task: str) -> arguments.Preset:
     return preset
 
 
-def of_size(name: str) -> arguments.Preset:
-    """The network of that size, the text it takes, and how long it is trained."""
-
+def _of_size(name: str) -> arguments.Preset:
     def preset(config: ConfigDict) -> None:
         for key, value in SIZES[name].items():
             config.model[key] = value
@@ -112,7 +109,7 @@ def of_size(name: str) -> arguments.Preset:
 
 def _runlocal(config: ConfigDict) -> None:
     """The tiny network on the help texts of Python."""
-    of_size("tiny")(config)
+    _of_size("tiny")(config)
     config.name = "pretraining_local"
     config.data.name = "pydoc"
     config.batch_size = 64

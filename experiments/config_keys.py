@@ -112,10 +112,9 @@ def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
 
 
 def usual_head_scale(flat: Mapping[str, Any] | ConfigDict) -> float:
-    """The share of the full head size that attention has where a config does not say it: as small
-    as the rest, unless its projections are factorized."""
-    smaller = flat["kind"] != "projections" and 0 < flat["rank_scale"] < 1
-    return flat["rank_scale"] if smaller else 1.0
+    """The share of the full head size that attention has where a config does not say it: it is as
+    small as the rest."""
+    return flat["rank_scale"] if 0 < flat["rank_scale"] < 1 else 1.0
 
 
 def experiment(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def describe(config: ConfigDict) -> Plan:
     config = on_this_machine(arguments.settle(config))
     network = tasks.network(config)
     start = starts.load(config, network)
-    table = states.resolve(config, start.params) if start else None
+    table = states.resolve(config, start.variables.params) if start else None
     return states.plan(config, network, batches_per_epoch=1, table=table)
 
 

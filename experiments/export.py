@@ -65,11 +65,11 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     if form == "program" and not isinstance(task, Classification):
         raise RunError(
             f"{folder}: --format=program is for networks of images; --format=merged writes the "
-            "parameters of one of text, and python -m experiments.translate applies it"
+            "parameters of one of text"
         )
     variables = jax.device_get(restored.variables)
     result = files.read_json(folder / RESULT)
-    measured = result.get("scores") or {"split": "test", "accuracy": run.accuracy}
+    measured = {"split": "test", "accuracy": run.accuracy} | (result.get("scores") or {})
     metadata = description(run.config, task, measured, result.get("commit"))
     path = out or folder / FOLDER / ("program" if form == "program" else f"{form}.safetensors")
     write = {"factored": _write, "merged": _write_merged, "program": _write_program}[form]

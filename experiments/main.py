@@ -10,6 +10,7 @@ with a checkpoint saved; 2 a mistake in what was asked for, told in one message.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,10 +45,13 @@ def default_workdir(config: ConfigDict, argument: str, overrides: Sequence[str] 
 def folder_name(words: Sequence[str]) -> str:
     """A name of a folder that is made of words such as arguments.
 
-    >>> folder_name(["cifar_resnet", "depth=20", "data.dir=a/b"])
-    'cifar_resnet-depth20-data.dira_b'
+    >>> folder_name(["cifar_resnet", "depth=20", "data.dir=a/b", "data=files:*.txt"])
+    'cifar_resnet-depth20-data.dira_b-datafiles_.txt'
     """
-    return "-".join(word.strip().replace("/", "_").replace("=", "") for word in words if word)
+    # What a shell takes for more than a letter would have to be quoted ever after.
+    return "-".join(
+        re.sub(r"[/:*?\[\]\s]+", "_", word.strip().replace("=", "")) for word in words if word
+    )
 
 
 def run(argv: Sequence[str]) -> None:

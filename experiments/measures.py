@@ -43,6 +43,7 @@ class Measure:
       factor: from what is written there to the unit.
       beside: what is told beside the score.
       notes: sentences about the score in some results.
+      lower_is_better: of the score.
       per_epoch: what the accuracy is called that is recorded after each epoch.
       loss: what the loss is called that is recorded after each epoch.
       counted: what a batch has `batch_size` of.
@@ -59,6 +60,7 @@ class Measure:
     counted: str
     beside: Sequence[Beside] = ()
     notes: Callable[[Sequence[Result]], list[str]] = lambda results: []
+    lower_is_better: bool = False
 
     @property
     def label(self) -> str:
@@ -168,11 +170,13 @@ _MASKED_ACCURACY = Measure(
 
 _PERPLEXITY = Measure(
     name="perplexity",
-    unit=" (lower is better)",
+    unit="",
     points="units of perplexity",
     moment="final",
     key="scores.perplexity",
     factor=1,
+    notes=lambda results: ["Of two perplexities the lower one is the better one."],
+    lower_is_better=True,
     per_epoch="next-token accuracy",
     loss="loss per token",
     counted="blocks",

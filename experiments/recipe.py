@@ -137,6 +137,16 @@ def _linear(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([rising, falling], [warmup_steps])
 
 
+def require_peak(config: ConfigDict, steps: int) -> None:
+    """Raises RunError where a run of so many steps is over before its learning rate has risen, and
+    was to fall."""
+    if config.schedule == "linear" and config.warmup_steps >= steps:
+        raise RunError(
+            f"warmup_steps={config.warmup_steps} in a run of {steps} steps: the learning rate "
+            "would not get to its peak; give fewer"
+        )
+
+
 class Decays(NamedTuple):
     """The two decays of a run; they meet in no parameter.
 
@@ -235,8 +245,10 @@ def optimizer(
     """SGD with momentum, Adam or LAMB, with decay where `decay_position` says; and what sets or
     records the outcome of a step last: pruning, and norms.
 
-    LAMB is Adam whose step for each leaf, decoupled decay included, is scaled to the norm of the
-    leaf. With Frobenius decay of the attention products it is the "FLAMBé" of arXiv 2105.01029.
+    LAMB is Adam whose step for each kernel and table, decoupled decay included, is scaled to its
+    norm; biases and the scales of norms are left out, as in its published code (they start at zero,
+    and would stay there). With Frobenius decay of the attention products it is the "FLAMBé" of
+    arXiv 2105.01029.
 
     Args:
       config: the settled config.
@@ -258,7 +270,9 @@ def optimizer(
     else:
         b2, epsilon = _SECOND_MOMENT[config.optimizer]
         direction = optax.scale_by_adam(b1=config.momentum, b2=b2, eps=epsilon)
-    trust = [optax.scale_by_trust_ratio()] if config.optimizer == "lamb" else []
+    trust = [optax.masked(optax.scale_by_trust_ratio(), _kernels_and_tables)]
+    if config.optimizer != "lamb":
+        trust = []
     descent = optax.chain(direction, *decoupled, *trust, optax.scale_by_learning_rate(schedule))
     parts = [*coupled, *clip, descent]
     if config.method == "prune":
@@ -269,6 +283,13 @@ def optimizer(
     if records_norms(config):
         parts.append(lrj.record_norms(total_steps_of(config, steps_per_epoch)))
     return optax.chain(*parts)
+
+
+def _kernels_and_tables(params: Any) -> Any:
+    """True for what products are computed with, as Flax names it, factorized or not."""
+    return map_kernels(
+        lambda path, leaf: path.rpartition("/")[2] in ("kernel", "embedding"), params
+    )
 
 
 def records_norms(config: ConfigDict) -> bool:

@@ -196,10 +196,13 @@ def _comparisons(settings: Sequence[Setting], baseline: Setting) -> str:
             reading = f"no claim (fewer than {FEWEST_SEEDS} seeds in common)"
             rows.append(f"| {setting.label} | {len(points)} | {mean} | – | {reading} |")
             continue
+        higher, lower = "better", "worse"
+        if section.measure.lower_is_better:
+            higher, lower = lower, higher
         if interval.low > 0:
-            reading = "better"
+            reading = higher
         elif interval.high < 0:
-            reading = "worse"
+            reading = lower
         else:
             reading = "not told apart"
         rows.append(

@@ -42,7 +42,7 @@ class RestoredRun:
             trained on, or its checkpoint cannot be restored.
         """
         run = FinishedRun.read(place)
-        task = tasks.load(run.config)
+        task = tasks.load(run.config, run.folder)
         plan = run.plan(task.network)
         state = run.restore(plan, task.data)
         kept = task.selects is not None and task.selects.kept

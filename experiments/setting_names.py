@@ -67,7 +67,7 @@ _EXPLANATIONS = {
     "deep": "deep: a square matrix between the two factors",
     "QK": "QK products: of queries and keys, each attention head by itself",
     "OV": "OV products: of outputs and values, each attention head by itself",
-    "pre-trained": "pre-trained: the encoder is that of a masked language model",
+    "pre-trained": "pre-trained: the network begins with the encoder of another run",
     "attention projections": "attention projections: those of attention are factorized as well",
     "norms replayed": "norms replayed: after each step the kernels are set to the norms of another "
     "run",

@@ -10,13 +10,14 @@ agree, and the text may be another one.
 
 Validation images select, so no step may have been taken on them, in the run before as little as in
 this one. Which images are held out is a function of `validation` and `seed`: a run that holds any
-out has to have both from its start. A start of a start is subject to the same rule. Of a text, the
-same documents are held out in every run.
+out has to have both from its start. A start of a start is subject to the same rule. Of one and the
+same text the same documents are held out in every run; whether two texts have documents in common
+is not known here.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -36,8 +37,21 @@ _OF_ONE_RUN = ("model.name", "model.dropout")
 """Keys in which runs of two tasks may differ all the same."""
 
 
-def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variables | None:
-    """The dense variables of the run that a config starts from, in the memory of the host.
+class Start(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+      variables: the dense ones, in the memory of the host.
+      trained: whether all of them are the run's that it starts from; then they are a network to be
+        measured.
+    """
+
+    variables: Variables
+    trained: bool
+
+
+def load(config: ConfigDict, network: Any, data: Data | None = None) -> Start | None:
+    """What the run that a config starts from gives it.
 
     Args:
       config: settled.
@@ -45,7 +59,7 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variable
       data: what is trained on, to be compared with the run's; not given where nothing is trained.
 
     Returns:
-      The variables as NumPy arrays; None if the config starts from no run.
+      None if the config starts from no run.
 
     Raises:
       RunError: `start` is not a finished run, its state cannot be restored, or it does not agree
@@ -57,13 +71,15 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Variable
     _require_agreement(run, config)
     if run.config.task == config.task:
         state = run.restore(run.plan(network), data or run.data)
-        return jax.device_get(Variables(lrj.merge(state.params), state.model_state))
-    _require_vocabulary(run, data)
+        merged = Variables(lrj.merge(state.params), state.model_state)
+        return Start(jax.device_get(merged), trained=True)
+    _require_text(run, data)
     state = run.restore(run.plan(tasks.network(run.config)), run.data)
     trained = lrj.merge(state.params)
     new = states.dense_variables(network, config.seed)
     taken = {part: trained[part] for part in tasks.find(config).begins_with[run.config.task]}
-    return jax.device_get(new._replace(params={**new.params, **taken}))
+    begun = new._replace(params={**new.params, **taken})
+    return Start(jax.device_get(begun), trained=False)
 
 
 def _require_agreement(run: FinishedRun, config: ConfigDict) -> None:
@@ -92,8 +108,16 @@ def _require_agreement(run: FinishedRun, config: ConfigDict) -> None:
         )
 
 
-def _require_vocabulary(run: FinishedRun, data: Data | None) -> None:
-    if data is not None and data.vocabulary != run.data.vocabulary:
+def _require_text(run: FinishedRun, data: Data | None) -> None:
+    if data is None:
+        return
+    if data.name == run.data.name and data.fingerprint != run.data.fingerprint:
+        raise RunError(
+            f"{run.folder} cannot be the start of this run: {data.name} has changed since, and "
+            "with it which documents are held out; what is tested here may have been trained on "
+            "there"
+        )
+    if data.vocabulary != run.data.vocabulary:
         raise RunError(
             f"{run.folder} cannot be the start of this run: it was trained with the vocabulary "
             f"{run.data.vocabulary}, and its vocabulary file is {data.vocabulary}"

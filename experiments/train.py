@@ -93,15 +93,17 @@ def _train(
     started, revision = time.perf_counter(), commit()
 
     # ---------------------------------------------------------------- the plan
-    task = tasks.load(config)
+    task = tasks.load(config, workdir)
     batches = task.batches(0)
     start = starts.load(config, task.network, task.data)
-    table = None if start is None else states.resolve(config, start.params)
+    begun = None if start is None else start.variables
+    table = None if begun is None else states.resolve(config, begun.params)
     plan = states.plan(config, task.network, len(batches), table)
     total_steps = total_steps_of(config, len(batches))
     for size in {batch.size for batch in batches}:
         micro_batch_size(size, config.accumulate_steps)
     profiling.check(config.profile_steps, total_steps)
+    recipe.require_peak(config, total_steps)
     stop.leave_if_requested()
 
     # ---------------------------------------------------------------- the run folder
@@ -146,7 +148,7 @@ def _train(
 
     stop.leave_if_requested()
     if latest is None:
-        state = states.create(plan, task.network, start)
+        state = states.create(plan, task.network, begun)
         progress = tally.new(config.steps_per_dispatch or default_steps(plan, batches))
         progress["replayed"] = None if record is None else record.digest
         if spoiled := not_finite(state):
@@ -238,14 +240,14 @@ def _train(
     with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
         if latest is None:
             scalars = {"learning_rate": float(plan.schedule(0))}
-            if start is not None:
+            if start is not None and start.trained:
                 for split in [name for name in task.sizes() if name != "train"]:
-                    before = scores_of(split, start)
+                    before = scores_of(split, start.variables)
                     scalars |= {f"start_{name}": value for name, value in before.items()}
                     scalars |= scores_of(split, state)
-                begun = tally.start_of(config, plan, scalars)
-                progress["start"] = dataclasses.asdict(begun)
-                say(console.at_step_0(begun))
+                measured = tally.start_of(config, plan, scalars)
+                progress["start"] = dataclasses.asdict(measured)
+                say(console.at_step_0(measured))
             write(0.0, scalars, diagnostics.measure(state.params, scalars["learning_rate"]))
             save(checkpoints, state)
         for epoch in epochs_left(step, total_steps, len(batches)):

@@ -19,7 +19,8 @@ from experiments.data.translation_data import source_rows
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
-from experiments.tasks.translation import VOCABULARY, translations
+from experiments.tasks import vocabulary_kept
+from experiments.tasks.translation import translations
 
 USAGE = "Usage: python -m experiments.translate RUN < TEXT"
 
@@ -35,9 +36,10 @@ def translate(place: Path, lines: Sequence[bytes]) -> tuple[list[str], list[str]
         raise RunError(f"{place} is a run of {run.config.task}: it translates nothing")
     network = tasks.network(run.config)
     variables = run.restore_selected(run.plan(network))
-    vocabulary = Vocabulary(_bytes_of(place / VOCABULARY))
+    path = place / vocabulary_kept.FILE_NAME
+    vocabulary = Vocabulary(_bytes_of(path))
     if vocabulary.digest != run.data.vocabulary:
-        raise RunError(f"{place / VOCABULARY} is not the vocabulary that the run was trained with")
+        raise RunError(f"{path} is not the vocabulary that the run was trained with")
     texts = [text_of(line) for line in lines]
     most = run.config.max_length
     source, cut = source_rows(vocabulary, texts, most)

@@ -135,10 +135,10 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 assert "test set: sacrebleu" in printed
             case ["-m", "experiments.main", "--config=configs/pretraining.py:runlocal"]:
                 folder = "runs/pretraining_local-runlocal-seed1"
-                printed = shell.run(command, "--config.steps=1", f"--workdir={folder}")
-                assert "unigram loss" in printed
+                short = ("--config.steps=2", "--config.warmup_steps=1", f"--workdir={folder}")
+                assert "unigram loss" in shell.run(command, *short)
             case ["-m", "experiments.main", config] if "fine_tuning.py:runlocal,start=" in config:
-                short = ("--config.steps=1", "--workdir=runs/fine_tuned")
+                short = ("--config.steps=2", "--config.warmup_steps=1", "--workdir=runs/fine_tuned")
                 assert "majority accuracy" in shell.run(command, *short)
             case ["-m", "experiments.main", config] if "task=causal_language_model" in config:
                 # As long as the masked one; a shorter run is tested with the tasks.

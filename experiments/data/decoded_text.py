@@ -19,6 +19,9 @@ from experiments.data.raw_text import SPLITS, is_utf8, text_of
 from experiments.data.text.plain_text import PlainText
 from experiments.data.vocabulary import MASK_PIECE, Vocabulary
 
+FEWEST_WORDS = 8
+"""A paragraph of fewer words is a heading or a name, of which others are the same by right."""
+
 
 class Paragraph(NamedTuple):
     """A paragraph and the label of its document, empty if it has none."""

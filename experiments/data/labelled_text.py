@@ -25,13 +25,18 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data.catalog import text_set
-from experiments.data.decoded_text import DecodedText, Paragraph, load_decoded, prefix
+from experiments.data.decoded_text import (
+    FEWEST_WORDS,
+    DecodedText,
+    Paragraph,
+    load_decoded,
+    prefix,
+)
 from experiments.data.raw_text import SPLITS, words_alone
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
 from experiments.special_tokens import BOS, EOS, PAD
 
-FEWEST_WORDS = 8
 _REASONS = ("unlabelled", "short", "duplicate", "over_long")
 
 

@@ -2,17 +2,19 @@
 
 The stream of a split is the ids of every paragraph and an EOS, one paragraph after the other, in
 the order of the documents. A row is BOS and the next `block_length - 1` ids of the stream; the last
-row is filled up with PAD. What text may hold and a model cannot take: `decoded_text.py`.
+row is filled up with PAD. What text may hold and a model cannot take: `decoded_text.py`. A held-out
+paragraph that but for case and punctuation is in the training text as well is left out.
 """
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
-from experiments.data.decoded_text import DecodedText, load_decoded
-from experiments.data.raw_text import SPLITS
+from experiments.data.decoded_text import FEWEST_WORDS, DecodedText, Paragraph, load_decoded
+from experiments.data.raw_text import SPLITS, words_alone
 from experiments.data.vocabulary import Vocabulary
 from experiments.errors import RunError
 from experiments.special_tokens import BOS, EOS, PAD
@@ -33,8 +35,8 @@ class TextData:
       fingerprint: sha256 in hex over the raw text of all splits; `vocabulary.digest` is that of the
         vocabulary.
       counts: `empty_documents`; `undecodable_paragraphs` for training, which were left out, and
-        `evaluation_undecodable_paragraphs`, which were kept; `padded_blocks`, the last rows that
-        were filled up.
+        `evaluation_undecodable_paragraphs`, which were kept; `evaluation_duplicate_paragraphs`,
+        which were left out; `padded_blocks`, the last rows that were filled up.
     """
 
     name: str
@@ -79,20 +81,36 @@ def encode(text: DecodedText, vocabulary: int | Vocabulary, block_length: int) -
     """Cuts text that was loaded into blocks; see `load_text`."""
     if block_length < 2:
         raise RunError(f"block_length={block_length}: a row needs at least 2 ids, one of them BOS")
+    paragraphs, repeated = _without_repetitions(text)
+    counts = {**text.counts, "evaluation_duplicate_paragraphs": repeated, "padded_blocks": 0}
     for split in SPLITS:
-        if not text.splits[split]:
+        if not paragraphs[split]:
             raise RunError(
                 f"data set {text.name!r} ({text.origin}): the {split} split has no text; left out "
-                f"or changed: {dict(+text.counts) or 'nothing'}"
+                f"or changed: {dict(+Counter(counts)) or 'nothing'}"
             )
     learned = text.vocabulary(vocabulary)
-    counts = {**text.counts, "padded_blocks": 0}
     splits = {}
     for split in SPLITS:
-        stream = _stream(learned, (paragraph.text for paragraph in text.splits[split]))
+        stream = _stream(learned, (paragraph.text for paragraph in paragraphs[split]))
         splits[split] = _blocks(stream, block_length)
         counts["padded_blocks"] += int(splits[split][-1, -1] == PAD)
     return TextData(text.name, text.origin, learned, splits, text.fingerprint, counts)
+
+
+def _without_repetitions(text: DecodedText) -> tuple[dict[str, list[Paragraph]], int]:
+    """The paragraphs of each split, and how many held-out ones are left out."""
+    trained = {words_alone(paragraph.text) for paragraph in text.splits["train"]}
+
+    def is_new(paragraph: Paragraph) -> bool:
+        short = len(paragraph.text.split()) < FEWEST_WORDS
+        return short or words_alone(paragraph.text) not in trained
+
+    kept = {
+        split: paragraphs if split == "train" else [*filter(is_new, paragraphs)]
+        for split, paragraphs in text.splits.items()
+    }
+    return kept, sum(len(text.splits[split]) - len(kept[split]) for split in SPLITS)
 
 
 def _stream(vocabulary: Vocabulary, paragraphs: Iterable[str]) -> np.ndarray:

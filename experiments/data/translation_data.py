@@ -86,15 +86,15 @@ def load_translation(
     download: str = "auto",
     dir: str | None = None,
     tfds_dir: str | None = None,
-    vocabulary_size: int,
+    vocabulary: int | Vocabulary,
     max_length: int = 64,
 ) -> TranslationData:
-    """Loads a data set and learns its vocabulary.
+    """Loads and encodes a data set.
 
     Args:
       name: the data set.
       source, download, dir, tfds_dir: see `lookup.find`.
-      vocabulary_size: number of pieces.
+      vocabulary: one, or the number of pieces of one that is learned from the training text.
       max_length: most ids of a row, EOS included.
 
     Raises:
@@ -102,11 +102,11 @@ def load_translation(
         text; or no training pair is left.
     """
     text = find(translation_set(name), source=source, download=download, dir=dir, tfds_dir=tfds_dir)
-    return encode(text, vocabulary_size, max_length)
+    return encode(text, vocabulary, max_length)
 
 
-def encode(text: ParallelText, vocabulary_size: int, max_length: int) -> TranslationData:
-    """Learns a vocabulary from text and encodes it with it; see `load_translation`."""
+def encode(text: ParallelText, vocabulary: int | Vocabulary, max_length: int) -> TranslationData:
+    """Encodes text that was loaded; see `load_translation`."""
     if max_length < 2:
         raise RunError(f"max_length={max_length}: a row needs at least 2 ids, one of them EOS")
     counts = dict.fromkeys((*_REASONS, *(f"evaluation_{reason}" for reason in _REASONS)), 0)
@@ -116,10 +116,13 @@ def encode(text: ParallelText, vocabulary_size: int, max_length: int) -> Transla
     texts = {
         split: _evaluation_texts(text.splits[split], counts) for split in ("validation", "test")
     }
-    vocabulary = Vocabulary.train((*train[0], *train[1]), vocabulary_size)
+    if isinstance(vocabulary, Vocabulary):
+        learned = vocabulary
+    else:
+        learned = Vocabulary.train((*train[0], *train[1]), vocabulary)
 
     def rows(lines: Sequence[str]) -> list[list[int]]:
-        return [[*ids, EOS] for ids in vocabulary.encode(lines)]
+        return [[*ids, EOS] for ids in learned.encode(lines)]
 
     short = []
     for pair in zip(rows(train[0]), rows(train[1]), strict=True):
@@ -138,9 +141,7 @@ def encode(text: ParallelText, vocabulary_size: int, max_length: int) -> Transla
         long = sum(max(map(len, pair)) > max_length for pair in zip(*sides, strict=True))
         counts["evaluation_over_long"] += long
         splits[split] = _padded(*([_cut(row, max_length) for row in side] for side in sides))
-    return TranslationData(
-        text.name, text.origin, vocabulary, splits, texts, text.fingerprint, counts
-    )
+    return TranslationData(text.name, text.origin, learned, splits, texts, text.fingerprint, counts)
 
 
 def source_rows(

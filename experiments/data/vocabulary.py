@@ -111,7 +111,7 @@ class Vocabulary:
 
 
 def _cut(lines: Iterable[str]) -> Iterator[str]:
-    """The lines; those too long for SentencePiece in parts, cut at spaces."""
+    """The lines; those too long for SentencePiece in parts, cut at spaces if there are any."""
     for line in lines:
         if len(line.encode()) <= _LONGEST_LINE:
             yield line
@@ -122,7 +122,14 @@ def _cut(lines: Iterable[str]) -> Iterator[str]:
 def _parts(line: str) -> Iterator[str]:
     part: list[str] = []
     size = 0
-    for word in line.split():
+    # A character has at most four bytes in UTF-8.
+    longest = _LONGEST_LINE // 4
+    words = (
+        word[start : start + longest]
+        for word in line.split()
+        for start in range(0, len(word), longest)
+    )
+    for word in words:
         length = len(word.encode()) + 1
         if part and size + length > _LONGEST_LINE:
             yield " ".join(part)

@@ -6,6 +6,7 @@ What the training loop asks of a task is in `task.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -25,13 +26,14 @@ class Entry(NamedTuple):
     """How a task is made from a settled config.
 
     Attributes:
-      load: whole.
+      load: whole; its second argument is the folder of the run, if there is one, where a task
+        finds what it keeps.
       network: its network alone, without data.
       begins_with: the parts of the parameters, by the task of the run that a run starts from, which
         are taken from there; those of its own task are taken as a whole.
     """
 
-    load: Callable[[ConfigDict], Task]
+    load: Callable[[ConfigDict, Path | None], Task]
     network: Callable[[ConfigDict], Any]
     begins_with: Mapping[str, tuple[str, ...]] = {}
 
@@ -53,13 +55,13 @@ TASKS: dict[str, Entry] = {
 }
 
 
-def load(config: ConfigDict) -> Task:
-    """The task a config names, with its data.
+def load(config: ConfigDict, folder: Path | None = None) -> Task:
+    """The task a config names, with its data, and what is kept in the folder of the run.
 
     Raises:
       RunError: the task is unknown, or its data cannot be had.
     """
-    return find(config).load(config)
+    return find(config).load(config, folder)
 
 
 def network(config: ConfigDict) -> Any:

@@ -118,8 +118,8 @@ class Classification:
     unit: ClassVar[str] = "examples"
 
     @classmethod
-    def load(cls, config: ConfigDict) -> Classification:
-        """From a settled config.
+    def load(cls, config: ConfigDict, folder: Path | None = None) -> Classification:
+        """From a settled config; a run keeps nothing that is needed for it.
 
         Raises:
           RunError: the data cannot be had, the batch is larger than the training set, or the

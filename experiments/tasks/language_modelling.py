@@ -32,7 +32,8 @@ from experiments.result import Data
 from experiments.state import Variables
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
-from experiments.tasks.text_task import TextTask, require_text_config, vocabulary_of
+from experiments.tasks.text_task import TextTask
+from experiments.tasks.vocabulary_kept import require_text_config, vocabulary_of
 
 _ASKING_STREAM = 0xA5C
 _HELD_OUT_STREAM = 0xE5A1
@@ -74,14 +75,14 @@ class LanguageModelling(TextTask):
         """The network of a settled config; the text need not be there."""
 
     @classmethod
-    def load(cls, config: ConfigDict) -> Self:
-        """From a settled config.
+    def load(cls, config: ConfigDict, folder: Path | None = None) -> Self:
+        """From a settled config, and what is kept in the folder of the run.
 
         Raises:
           RunError: the text cannot be had, the vocabulary's size does not suit it, the batch is
             larger than the training text, or the config asks for what is for images.
         """
-        require_text_config(config)
+        require_text_config(config, ("linear", "projections"))
         network = cls.build(config)
         text = load_text(
             config.data.name,
@@ -89,7 +90,7 @@ class LanguageModelling(TextTask):
             download=config.data.download,
             dir=config.data.dir or None,
             tfds_dir=config.data.tfds_dir or None,
-            vocabulary=vocabulary_of(config),
+            vocabulary=vocabulary_of(config, folder),
             block_length=config.block_length,
         )
         task = cls(

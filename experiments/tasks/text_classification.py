@@ -28,7 +28,8 @@ from experiments.state import Variables
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_network import Rows, TextNetwork
-from experiments.tasks.text_task import TextTask, require_text_config, vocabulary_of
+from experiments.tasks.text_task import TextTask
+from experiments.tasks.vocabulary_kept import require_text_config, vocabulary_of
 
 
 class Labelled(NamedTuple):
@@ -61,15 +62,15 @@ class TextClassification(TextTask):
     unit: ClassVar[str] = "examples"
 
     @classmethod
-    def load(cls, config: ConfigDict) -> TextClassification:
-        """From a settled config.
+    def load(cls, config: ConfigDict, folder: Path | None = None) -> TextClassification:
+        """From a settled config, and what is kept in the folder of the run.
 
         Raises:
           RunError: the text cannot be had or has no classes, the vocabulary's size does not suit
             it, the batch is larger than the training set, or the config asks for what is for
             images.
         """
-        require_text_config(config)
+        require_text_config(config, ("linear", "projections"))
         made = network(config)
         text = load_labelled_text(
             config.data.name,
@@ -77,7 +78,7 @@ class TextClassification(TextTask):
             download=config.data.download,
             dir=config.data.dir or None,
             tfds_dir=config.data.tfds_dir or None,
-            vocabulary=vocabulary_of(config),
+            vocabulary=vocabulary_of(config, folder),
             max_length=config.max_length,
         )
         task = cls(

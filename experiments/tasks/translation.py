@@ -36,11 +36,17 @@ from experiments.models.head_size import with_head_size
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
+from experiments.tasks import vocabulary_kept
 from experiments.tasks.dense_network import DenseNetwork
 from experiments.tasks.task import Batch, Selection
+from experiments.tasks.vocabulary_kept import (
+    KeepsVocabulary,
+    require_text_config,
+    vocabulary_of,
+)
 from lowrank_jax.linen import lift
 
-VOCABULARY, TRANSLATIONS = "vocabulary.model", "translations.txt"
+TRANSLATIONS = "translations.txt"
 
 
 class Rows(NamedTuple):
@@ -115,7 +121,7 @@ def network(config: ConfigDict) -> Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Translation:
+class Translation(KeepsVocabulary):
     """The task, its data on the host.
 
     Attributes:
@@ -142,14 +148,14 @@ class Translation:
     unit: ClassVar[str] = "tokens"
 
     @classmethod
-    def load(cls, config: ConfigDict) -> Translation:
-        """From a settled config.
+    def load(cls, config: ConfigDict, folder: Path | None = None) -> Translation:
+        """From a settled config, and what is kept in the folder of the run.
 
         Raises:
           RunError: the text cannot be had, the vocabulary's size does not suit it, or the config
             asks for what is for images.
         """
-        _require_text_config(config)
+        require_text_config(config, ("linear",))
         made = network(config)
         text = load_translation(
             config.data.name,
@@ -157,7 +163,7 @@ class Translation:
             download=config.data.download,
             dir=config.data.dir or None,
             tfds_dir=config.data.tfds_dir or None,
-            vocabulary_size=config.vocabulary_size,
+            vocabulary=vocabulary_of(config, folder),
             max_length=config.max_length,
         )
         train = text.splits["train"]
@@ -165,6 +171,8 @@ class Translation:
         for split in ("validation", "test"):
             splits[split] = list(_batches(text.splits[split], config.batch_size))
         return cls(
+            vocabulary=text.vocabulary,
+            counts=text.counts,
             network=made,
             data=Data(text.name, text.origin, text.fingerprint, text.vocabulary.digest),
             text=text,
@@ -175,33 +183,16 @@ class Translation:
             decoding=config.decoding.to_dict(),
         )
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return self.text.vocabulary
-
     def sizes(self) -> dict[str, int]:
         """The number of sentence pairs of each split."""
         return {split: len(pairs.source) for split, pairs in self.text.splits.items()}
-
-    def remarks(self) -> list[str]:
-        """What was found in the text that a network cannot take, where there was any."""
-        found = [f"{count} {name}" for name, count in self.text.counts.items() if count]
-        return [f"text: {', '.join(found)}".replace("_", " ")] if found else []
-
-    def files(self) -> dict[str, bytes]:
-        """The vocabulary, to be kept beside the checkpoints."""
-        return {VOCABULARY: self.vocabulary.model}
-
-    def description(self) -> dict[str, Any]:
-        """The vocabulary that text is encoded with."""
-        return {"vocabulary": {"size": self.vocabulary.size, "digest": self.vocabulary.digest}}
 
     def usage(self) -> str:
         """From token ids to logits."""
         return (
             "    logits = model.apply(variables, source, target_in, False)\n"
-            f"token ids of {VOCABULARY} in the run folder: source ends with EOS ({EOS}), target_in "
-            f"begins with BOS ({BOS}), both filled up with PAD ({PAD})"
+            f"token ids of {vocabulary_kept.FILE_NAME} in the run folder: source ends with EOS "
+            f"({EOS}), target_in begins with BOS ({BOS}), both filled up with PAD ({PAD})"
         )
 
     def batches(self, epoch: int) -> list[Batch]:
@@ -338,14 +329,3 @@ def _side_by_side(*columns: Sequence[str]) -> str:
         f"source       {source}\nreference    {reference}\ntranslation  {found}\n\n"
         for source, reference, found in zip(*columns, strict=True)
     )
-
-
-def _require_text_config(config: ConfigDict) -> None:
-    for key, value, why in (
-        ("protocol", "ours", "the published recipe is recipe=published"),
-        ("accumulate_steps", 1, "batches differ in their tokens; give a smaller batch_size"),
-        ("method", "factorize", "what is pruned is convolutions"),
-        ("kind", "linear", "there are no convolutions"),
-    ):
-        if config[key] != value:
-            raise RunError(f"{key}={config[key]} with task=translation: {why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, translation
+from configs import base, pretraining, translation
 from experiments import arguments, config_keys
 from experiments.errors import RunError
 
@@ -107,7 +107,7 @@ def test_settle_checks_what_flags_have_set():
 
 
 def test_every_key_with_a_choice_or_a_bound_exists():
-    configs = base.get_config(), translation.get_config()
+    configs = base.get_config(), translation.get_config(), pretraining.get_config()
     keys = {key for config in configs for key in config_keys.flatten(config)}
     assert set(arguments.CHOICES) <= keys
     assert set(arguments._BOUNDS) <= keys

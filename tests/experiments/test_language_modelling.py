@@ -17,9 +17,11 @@ import tiny_runs
 
 import lowrank_jax as lrj
 from configs import pretraining
-from experiments import arguments, evaluate, export, tasks
+from experiments import arguments, evaluate, export, recipe, tasks
+from experiments import start as starts
 from experiments.errors import RunError
 from experiments.restored_run import RestoredRun
+from experiments.run_length import total_steps_of
 from experiments.special_tokens import BOS, EOS, MASK, PAD
 from experiments.stopping import Stopped
 from experiments.tasks.task import Batch
@@ -164,6 +166,23 @@ def test_a_run_and_one_that_was_stopped_end_with_the_same_bits(
     assert "model.apply(variables, tokens" in export.export(whole, "merged")
 
 
+def test_a_language_model_goes_on_from_another_one(
+    data: str, tmp_path: Path, compilation_cache: Path
+) -> None:
+    """What was trained dense goes on at half the rank, with the same vocabulary."""
+    argument = "products=none,rank_scale=0,steps=3"
+    dense = little_texts.train(little_texts.pretrain(data, argument), tmp_path / "dense")
+    config = arguments.settle(
+        little_texts.pretrain(data, "products=none,init=spectral", start=str(dense))
+    )
+    task = tasks.load(config)
+    start = starts.load(config, task.network, task.data)
+    assert start is not None and start.trained
+    trained = RestoredRun.read(dense).variables.params
+    jax.tree.map(np.testing.assert_array_equal, start.variables.params, trained)
+    assert task.vocabulary.model == (dense / "vocabulary.model").read_bytes()
+
+
 def test_a_text_that_was_changed_is_refused(tmp_path: Path, compilation_cache: Path) -> None:
     data = little_texts.write_text(tmp_path / "text")
     folder = tmp_path / "run"
@@ -196,12 +215,14 @@ def test_bad_text_is_counted_and_told(tmp_path: Path) -> None:
         ("accumulate_steps=2", "accumulate_steps=2 with task=masked_language_model"),
         ("kind=conv", "kind=conv"),
         ("model=gpt", "model=gpt is for causal_language_model"),
+        ("warmup_steps=7", "warmup_steps=7 in a run of 7 steps"),
         ("vocabulary_size=20", "too few for the characters of this text"),
     ],
 )
 def test_what_does_not_fit_is_refused(data: str, argument: str, words: str) -> None:
     with pytest.raises(RunError, match=words):
-        tasks.load(arguments.settle(little_texts.pretrain(data, argument)))
+        config = arguments.settle(little_texts.pretrain(data, argument))
+        recipe.require_peak(config, total_steps_of(config, len(tasks.load(config).batches(0))))
 
 
 def test_counts_of_the_published_size() -> None:

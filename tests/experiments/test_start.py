@@ -92,8 +92,10 @@ def test_full_rank_is_the_same_function(chain: Chain, task: tasks.Classification
     config = arguments.settle(compressed(chain.dense, "energy=1"))
     start = starts.load(config, task.network, task.data)
     assert start is not None
-    table = states.resolve(config, start.params)
-    state = states.create(states.plan(config, task.network, 5, table), task.network, start)
+    assert start.trained
+    table = states.resolve(config, start.variables.params)
+    plan = states.plan(config, task.network, 5, table)
+    state = states.create(plan, task.network, start.variables)
     assert [row.rank for row in table.rows] == [12]  # 3 x 3 taps, 4 into 8: min(3 * 4, 3 * 8)
     assert lrj.is_factorized(state.params["conv"]["kernel"])
     trained = RestoredRun.read(chain.dense).state
@@ -112,7 +114,7 @@ def test_energy_cuts_the_spectrum_of_the_trained_kernel(
         arguments.settle(compressed(chain.dense, "energy=0.8")), task.network, task.data
     )
     assert start is not None
-    kernel = np.asarray(start.params["conv"]["kernel"], np.float64)
+    kernel = np.asarray(start.variables.params["conv"]["kernel"], np.float64)
     values = np.linalg.svd(kernel.transpose(1, 2, 0, 3).reshape(12, 24), compute_uv=False)
     shares = np.cumsum(values**2) / np.sum(values**2)
     for energy in (0.5, 0.8, 0.95):

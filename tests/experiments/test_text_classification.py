@@ -14,7 +14,7 @@ import pytest
 import tiny_runs
 
 import lowrank_jax as lrj
-from experiments import arguments, describe, evaluate, tasks
+from experiments import arguments, describe, evaluate, export, tasks
 from experiments import start as starts
 from experiments.errors import RunError
 from experiments.restored_run import RestoredRun
@@ -63,7 +63,9 @@ def test_the_encoder_and_the_vocabulary_are_the_pretrained_ones(
     config = arguments.settle(little_texts.fine_tune(data, start=str(pretrained)))
     task = tasks.load(config)
     assert task.vocabulary.model == (pretrained / "vocabulary.model").read_bytes()
-    found = starts.load(config, task.network, task.data)
+    start = starts.load(config, task.network, task.data)
+    assert start is not None and not start.trained
+    found = start.variables
     before = RestoredRun.read(pretrained).variables
     expected = lrj.merge(before.params)["encoder"]
     jax.tree.map(np.testing.assert_array_equal, found.params["encoder"], expected)
@@ -95,13 +97,17 @@ def test_fine_tuning_learns_and_resumes_with_the_same_bits(
     whole = little_texts.train(config(), tmp_path / "whole", said.append)
     result = json.loads((whole / "result.json").read_text())
     assert result["final"]["accuracy"] > result["scores"]["majority_accuracy"] + 0.2
-    assert result["start"]["run"] == str(pretrained)
+    assert result["start"] is None  # Only a whole network has been anything before.
     stopped = tmp_path / "stopped"
     with pytest.raises(Stopped):
         little_texts.train(config(), stopped, tiny_runs.sigterm_at("step 2/"))
     little_texts.train(config(), stopped)
     assert tiny_runs.outcome(stopped) == tiny_runs.outcome(whole)
+    # A finished run needs its start no more.
+    moved = pretrained.rename(pretrained.with_name("moved"))
     evaluate.evaluate(RestoredRun.read(whole))
+    assert f"accuracy {result['final']['accuracy']:.2%}" in export.export(whole, "merged")
+    moved.rename(pretrained)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +146,20 @@ def test_starts_of_other_tasks_are_refused(data: str, pretrained: Path, tmp_path
         starts.load(config, task.network, task.data)
     (copied / "vocabulary.model").unlink()
     with pytest.raises(RunError, match=r"it has no vocabulary\.model"):
+        tasks.load(config)
+
+
+def test_a_text_that_changed_since_is_no_text_to_test_on(pretrained: Path, tmp_path: Path) -> None:
+    """Which documents are held out has changed with it."""
+    data = little_texts.write_text(tmp_path / "text")
+    start = little_texts.train(little_texts.pretrain(data), tmp_path / "pretrained")
+    (tmp_path / "text" / "plants" / "new.txt").write_text("the tree stands\n\nthe grass grows\n")
+    config = arguments.settle(little_texts.fine_tune(data, start=str(start)))
+    task = tasks.load(config)
+    with pytest.raises(RunError, match="has changed since"):
+        starts.load(config, task.network, task.data)
+    config = arguments.settle(little_texts.fine_tune(data, start=str(tmp_path / "nowhere")))
+    with pytest.raises(RunError, match="nowhere is not a finished run: it does not exist"):
         tasks.load(config)
 
 

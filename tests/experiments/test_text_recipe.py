@@ -170,7 +170,7 @@ def test_the_published_optimizer() -> None:
     ("optimizer", "b2", "epsilon"), [("adam", 0.98, 1e-9), ("lamb", 0.999, 1e-6)]
 )
 def test_adam_and_lamb(optimizer: str, b2: float, epsilon: float, position: str) -> None:
-    """As in the publications; LAMB sets the norm of each leaf's step to that of the leaf."""
+    """As in the publications; LAMB sets the norm of each kernel's step to that of the kernel."""
     config = settled(
         f"recipe=adam,optimizer={optimizer},weight_decay={PLAIN},warmup_steps=3,"
         f"decay_position={position},clip_norm=2.0"
@@ -194,11 +194,28 @@ def test_adam_and_lamb(optimizer: str, b2: float, epsilon: float, position: str)
                 np.sqrt(second[name] / (1 - b2 ** (step + 1))) + epsilon
             )
             whole = direction + (decay[name] if position == "decoupled" else 0.0)
-            if optimizer == "lamb":
+            if optimizer == "lamb" and name in of_kernel(p):
                 whole = whole * np.linalg.norm(p[name]) / np.linalg.norm(whole)
             p[name] = p[name] - rate * whole
     for name, value in run(config, 5).items():
         np.testing.assert_allclose(value, p[name], rtol=1e-6, err_msg=name)
+
+
+def test_lamb_moves_what_starts_at_zero() -> None:
+    """At the learning rate, like Adam; scaled to its norm, a bias would stay where it is."""
+    config = settled("recipe=adam,optimizer=lamb,warmup_steps=1,clip_norm=0,weight_decay=0")
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}
+    tx = recipe.optimizer(config, 1, RATIO)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+    schedule = recipe.learning_rate(config, 1)
+    moved = sum(float(schedule(step)) for step in range(3))
+    np.testing.assert_allclose(params["bias"], -moved, rtol=1e-5)
+    np.testing.assert_allclose(
+        params["kernel"], np.prod([1 - float(schedule(step)) for step in range(3)]), rtol=1e-5
+    )
 
 
 def test_the_learning_rate_rises_and_falls_with_the_square_root() -> None:

@@ -260,13 +260,22 @@ def test_other_text_or_vocabulary_is_refused(
         with pytest.raises(RunError, match="on other data: files with fingerprint"):
             little_translations.train(finished, folder)
     else:
-        with pytest.raises(RunError, match="vocabulary_size is 290 there and 291 here"):
+        with pytest.raises(RunError, match="has 290 pieces; give vocabulary_size=290"):
             little_translations.train(finished, text, vocabulary_size=291)
-        # The same config, and a SentencePiece that makes another model of it.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Vocabulary, "train", lambda *_: retrained(text))
-            with pytest.raises(RunError, match="another vocabulary"):
-                little_translations.train(finished, text)
+        # One of the same size that is not the one of the checkpoints.
+        run = shutil.copytree(finished, tmp_path / "run")
+        (run / "vocabulary.model").write_bytes(retrained(text).model)
+        with pytest.raises(RunError, match="another vocabulary"):
+            little_translations.train(run, text)
+
+
+def test_the_vocabulary_is_learned_once(
+    finished: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run is looked at again by the vocabulary that it keeps."""
+    monkeypatch.setattr(Vocabulary, "train", None)
+    task = tasks.load(arguments.settle(little_translations.config(text)), finished)
+    assert task.vocabulary.model == (finished / "vocabulary.model").read_bytes()
 
 
 def retrained(text: Path) -> Vocabulary:

@@ -60,7 +60,7 @@ PARAGRAPHS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(PARAGRAPHS, st.integers(2, 20), st.integers(1, 4))
 def test_rows_are_cut_from_the_stream_of_paragraphs(vocabulary, paragraphs, block_length, at_once):
     with pytest.MonkeyPatch.context() as patch:
@@ -73,6 +73,20 @@ def test_rows_are_cut_from_the_stream_of_paragraphs(vocabulary, paragraphs, bloc
     assert found.counts["padded_blocks"] == sum(
         bool(r[-1, -1] == PAD) for r in found.splits.values()
     )
+
+
+def test_held_out_paragraphs_that_were_trained_on_are_left_out(vocabulary):
+    """Long ones; of names and headings, others are the same by right."""
+    sentence = b"the quick brown fox jumps over a dog"
+    again = b"The quick brown fox jumps over: a dog!"
+    found = encode(
+        text(train=(*TRAIN, sentence, b"a dog"), test=(again, b"a dog", b"another fox")),
+        vocabulary,
+        64,
+    )
+    assert found.counts["evaluation_duplicate_paragraphs"] == 1
+    rows = rows_of(vocabulary, ["a dog", "another fox"], 64)
+    assert found.splits["test"].tolist() == rows
 
 
 def test_real_text_is_all_there():

@@ -124,7 +124,7 @@ SIZED = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(SIZED, st.randoms(use_true_random=False))
 def test_splits_are_of_whole_documents_and_do_not_depend_on_their_order(documents, rng):
     splits = split_by_document(documents)
