@@ -12,7 +12,7 @@ from planned_runs import settled
 ROOT = Path(__file__).parents[2]
 SWEEPS = {
     "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
-    "translation": 858, "pretraining_small": 20,
+    "translation": 858, "pretraining_small": 24,
 }  # fmt: skip
 # Those that do not have all of their settings with every seed; each has a test of its own.
 UNEVEN = {"translation_small"}
@@ -221,15 +221,16 @@ def test_translation_small_is_ten_settings_of_one_budget_and_six_of_them_with_an
 
 def test_pretraining_small_fine_tunes_every_network_as_it_was_pretrained():
     configs, runs = settled("pretraining_small")
-    methods = [(1.0, "none", "none"), (0.5, "none", "none"), (0.5, "qk_ov", "none")]
-    methods.append((0.5, "qk_ov", "qk_ov"))
+    keys = ("model.head_scale", "products.init", "products.decay", "frobenius_decay")
+    methods = [
+        (1.0, "none", "none", 0.0),
+        (0.5, "none", "none", 0.0),
+        (0.5, "qk_ov", "none", 0.0),
+        (0.5, "qk_ov", "qk_ov", 0.1),
+        (0.5, "qk_ov", "qk_ov", 1.0),
+    ]
     found = Counter(
-        (
-            c["task"],
-            bool(c["start"]),
-            (c["model.head_scale"], c["products.init"], c["products.decay"]),
-        )
-        for c in configs
+        (c["task"], bool(c["start"]), tuple(c[key] for key in keys)) for c in configs
     )
     assert found == {
         **dict.fromkeys((("masked_language_model", False, m) for m in methods), 2),
@@ -237,7 +238,7 @@ def test_pretraining_small_fine_tunes_every_network_as_it_was_pretrained():
         **dict.fromkeys((("text_classification", False, m) for m in methods[:2]), 2),
     }
     folders = {str(run.folder): c for run, c in zip(runs, configs, strict=True)}
-    same = ("seed", "model.head_scale", "products.init", "products.decay", "vocabulary_size")
+    same = ("seed", "vocabulary_size", *keys)
     for config in configs:
         if config["start"]:
             start = folders[config["start"]]
