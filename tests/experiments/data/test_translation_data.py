@@ -118,10 +118,10 @@ def test_files_of_the_user_with_such_lines(data_dir):
         for side, language in enumerate(("de", "en")):
             lines[f"{name}.{language}"] = [pair[side] for pair in pairs]
     parallel_files.write_user_files(data_dir, lines)
-    data = load_translation("files", vocabulary_size=SIZE, max_length=400)
+    data = load_translation("files", vocabulary=SIZE, max_length=400)
     expected = {"undecodable": 1, "empty": 1, "evaluation_undecodable": 1}
     assert {reason: n for reason, n in data.counts.items() if n} == expected
-    again = load_translation("files", vocabulary_size=SIZE, max_length=400)  # from the cache
+    again = load_translation("files", vocabulary=SIZE, max_length=400)  # from the cache
     assert (again.fingerprint, again.counts) == (data.fingerprint, data.counts)
     assert again.vocabulary.digest == data.vocabulary.digest
 
@@ -141,7 +141,7 @@ def test_files_of_the_user_with_such_lines(data_dir):
 )
 def test_wrong_names_are_one_line(arguments, error, message):
     with pytest.raises(error, match=message) as raised:
-        load_translation(vocabulary_size=400, **arguments)
+        load_translation(vocabulary=400, **arguments)
     assert "\n" not in str(raised.value)
 
 
