@@ -150,11 +150,11 @@ def test_wrong_names_are_one_line(arguments, error, message):
     [
         ({"max_length": 1}, "max_length=1: a row needs at least 2 ids"),
         ({"max_length": 2}, "max_length=2: every pair of 'name' is longer"),
-        ({"vocabulary_size": 99_999}, "the largest possible is"),
+        ({"vocabulary": 99_999}, "the largest possible is"),
     ],
 )
 def test_settings_that_leave_nothing(change, message):
-    settings = {"vocabulary_size": SIZE, "max_length": LENGTH} | change
+    settings = {"vocabulary": SIZE, "max_length": LENGTH} | change
     with pytest.raises(RunError, match=message):
         encode(text(), **settings)
 
