@@ -82,7 +82,7 @@ def vocabulary_of(config: ConfigDict, folder: Path | None) -> int | Vocabulary:
 def require_text_config(config: ConfigDict, kinds: Sequence[str]) -> None:
     """Raises RunError where a config of text asks for what is for images, or for another kind."""
     for key, value, why in (
-        ("protocol", "ours", "the published protocol is one of images"),
+        ("protocol", "ours", "that is for images; of translation it is recipe=published"),
         ("accumulate_steps", 1, "batches differ in their tokens; give a smaller batch_size"),
         ("method", "factorize", "what is pruned is convolutions"),
     ):

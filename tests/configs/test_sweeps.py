@@ -229,9 +229,7 @@ def test_pretraining_small_fine_tunes_every_network_as_it_was_pretrained():
         (0.5, "qk_ov", "qk_ov", 0.1),
         (0.5, "qk_ov", "qk_ov", 1.0),
     ]
-    found = Counter(
-        (c["task"], bool(c["start"]), tuple(c[key] for key in keys)) for c in configs
-    )
+    found = Counter((c["task"], bool(c["start"]), tuple(c[key] for key in keys)) for c in configs)
     assert found == {
         **dict.fromkeys((("masked_language_model", False, m) for m in methods), 2),
         **dict.fromkeys((("text_classification", True, m) for m in methods), 2),

@@ -142,8 +142,10 @@ def test_the_unigram_loss(task) -> None:
 @pytest.mark.parametrize(
     ("task_name", "argument"),
     [
-        ("masked_language_model", "kind=projections,products=none"),
         ("causal_language_model", "rank_scale=0,products=qk,frobenius_decay=0.1"),
+        pytest.param(
+            *("masked_language_model", "kind=projections,products=none"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_run_and_one_that_was_stopped_end_with_the_same_bits(

@@ -100,6 +100,7 @@ def test_a_run_replays_them_without_decay(recorded: Path, tmp_path: Path) -> Non
     assert json.loads((free / "result.json").read_text())["replay"] is None
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_records_the_same(recorded: Path, tmp_path: Path) -> None:
     argument, folder = "decay=frobenius,weight_decay=0.01,record_norms=True", tmp_path / "run"
     with pytest.raises(Stopped):

@@ -43,7 +43,9 @@ def sigterm() -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("kill", ["config", "manifest", "commit"])
+@pytest.mark.parametrize(
+    "kill", ["config", "commit", pytest.param("manifest", marks=pytest.mark.slow)]
+)
 def test_killed_between_two_writes(
     kill: str, reference: dict[str, Any], tmp_path: Path, compilation_cache: Path
 ) -> None:
@@ -59,6 +61,7 @@ def test_killed_between_two_writes(
     assert {"config.json", "data.json", "table.json", "table.txt"} <= set(contents(folder))
 
 
+@pytest.mark.slow
 def test_killed_from_outside_twice(
     reference: dict[str, Any], tmp_path: Path, compilation_cache: Path
 ) -> None:

@@ -183,7 +183,7 @@ def test_a_run_keeps_its_vocabulary_and_scores_its_translations(
         assert bounds == pytest.approx(norms, rel=1e-5)
 
 
-@pytest.mark.parametrize("moment", ["step 1/", "translating"])
+@pytest.mark.parametrize("moment", ["step 1/", pytest.param("translating", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_bits(
     finished: Path, text: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,7 +97,10 @@ def by_torch_name(params):
     return {name: in_torch(value, name)[0] for name, value in named.items()}
 
 
-@pytest.mark.parametrize(("model", "rank_scale"), [("resnet", 0.0), ("projection_resnet", 0.111)])
+@pytest.mark.parametrize(
+    ("model", "rank_scale"),
+    [("resnet", 0.0), pytest.param("projection_resnet", 0.111, marks=pytest.mark.slow)],
+)
 def test_logits_and_training_steps_in_float64(x64, model, rank_scale):
     network = dataclasses.replace(TINY, model=model)
     who = contender(network, rank_scale)
