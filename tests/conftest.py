@@ -1,7 +1,13 @@
-"""Fixtures for all tests."""
+"""Fixtures for all tests, and how their programs are compiled.
+
+Programs run for moments here, and compiling them well would take most of the time; so they are
+compiled without optimizations, in this process and in those that tests start. A test that looks at
+an optimized program is marked `optimized`.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jax
@@ -25,6 +31,20 @@ def x64() -> Iterator[None]:
         from jax.experimental import enable_x64 as enable
     with enable(True):
         yield
+
+
+# Hooks and no fixture, since fixtures of the session compile as well, and would come first.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("optimized") is None:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

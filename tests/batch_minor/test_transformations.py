@@ -203,6 +203,7 @@ def test_integer_images_are_exact():
     assert_same(batch_minor(convolve)(x, kernel), convolve(x, kernel))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("prevent_cse", [True, False])
 def test_a_checkpoint_is_computed_again(x, kernel, prevent_cse):
     """In the compiled program, where the compiler could have shared it with the forward pass."""

@@ -1,12 +1,7 @@
-"""Fixtures of the experiments' tests: a cache away from the user's, the tiny model, and its run.
-
-Programs run for moments here, and compiling them well would take most of the time; so they are
-compiled without optimizations, in this process and in those that tests start.
-"""
+"""Fixtures of the experiments' tests: a cache away from the user's, the tiny model, and its run."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,19 +12,6 @@ import tiny_runs
 from tiny_main import ENTRY
 
 from experiments import models, report_figures
-
-
-# Hooks and no fixture, since fixtures of the session compile as well, and would come first.
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    del os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session", autouse=True)
