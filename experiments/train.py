@@ -15,10 +15,8 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -42,17 +40,18 @@ from experiments import start as starts
 from experiments import state as states
 from experiments.accumulation import micro_batch_size
 from experiments.checkpoint import SELECTED, Checkpoints
-from experiments.dispatch import Dispatch, default_steps, dispatch_function, dispatches
+from experiments.dispatch import Dispatch, default_steps, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
 from experiments.kernel_diagnostics import KernelDiagnostics, KernelRecord
 from experiments.metrics import MetricsWriter, Progress
+from experiments.programs import Programs
 from experiments.result import FILE_NAME as RESULT
 from experiments.result import commit, versions
 from experiments.run_length import epochs_left, total_steps_of
-from experiments.state import TrainState, Variables
+from experiments.state import Plan, TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
-from experiments.tasks.task import Batch
+from experiments.tasks.task import Task
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -171,35 +170,26 @@ def _train(
             say("the versions of the software have changed since: the bits may differ")
 
     # ---------------------------------------------------------------- compiled steps
-    everywhere = meshes.replicated(plan.mesh)
-    arrays = jax.device_put(task.splits, everywhere)
-    compiling = time.perf_counter()
-    zero = jax.device_put(jnp.zeros((), jnp.int32), everywhere)
-    compiled: dict[tuple[int, Batch], Any] = {}
-
     def cuts_of(epoch: int) -> list[Dispatch]:
         # As when the run began: an interrupted epoch must be taken up at one of its own cuts.
         left = total_steps - epoch * len(batches)
         return dispatches(task.batches(epoch)[:left], progress["steps_per_dispatch"])
 
-    def step_function(cut: Dispatch) -> Any:
-        if (cut.steps, cut.batch) not in compiled:
-            began = time.perf_counter()
-            function = dispatch_function(task, plan, cut.steps, cut.batch)
-            order = jax.device_put(task.order(0), everywhere)
-            lowered = function.lower(plan.abstract, arrays, order, zero, zero)
-            compiled[cut.steps, cut.batch] = lowered.compile()
-            progress["compile_time_s"] += time.perf_counter() - began
-        return compiled[cut.steps, cut.batch]
+    arrays = jax.device_put(task.splits, meshes.replicated(plan.mesh))
 
-    for cut in cuts_of(0):
-        stop.leave_if_requested()
-        step_function(cut)
-    evaluate = jax.jit(plan.in_layout(task.evaluate))
-    say(f"compiled in {time.perf_counter() - compiling:.0f} s")
+    def compiled(task: Task, plan: Plan) -> Programs:
+        began = time.perf_counter()
+        programs = Programs(task, plan, arrays, progress)
+        for cut in cuts_of(0):
+            stop.leave_if_requested()
+            programs.compile(cut)
+        say(f"compiled in {time.perf_counter() - began:.0f} s")
+        return programs
+
+    programs = compiled(task, plan)
 
     def scores_of(split: str, network: TrainState | Variables) -> dict[str, float]:
-        means = tally.means(evaluate(network.params, network.model_state, arrays[split]))
+        means = programs.means(split, network)
         if not np.isfinite(means["loss"]):
             raise RunError(
                 f"the {split} loss is not finite after step {step}, though the parameters are; a "
@@ -251,20 +241,14 @@ def _train(
             write(0.0, scalars, diagnostics.measure(state.params, scalars["learning_rate"]))
             save(checkpoints, state)
         for epoch in epochs_left(step, total_steps, len(batches)):
-            order = jax.device_put(task.order(epoch), everywhere)
+            order = programs.order(epoch)
             cuts = cuts_of(epoch)
             for cut in cuts:
                 if epoch * len(batches) + cut.first < step:
                     continue  # Done before the interruption.
-                run = step_function(cut)
+                programs.compile(cut)
                 with profile.dispatch(cut.steps):
-                    state, sums = run(
-                        state,
-                        arrays,
-                        order,
-                        jax.device_put(jnp.int32(epoch), everywhere),
-                        jax.device_put(jnp.int32(cut.example), everywhere),
-                    )
+                    state, sums = programs.train(state, order, epoch, cut)
                     losses = np.asarray(sums["loss"])
                 stopping = stop.requested
                 # At a finite loss the last step can still have spoiled the state, which is then

@@ -144,7 +144,7 @@ def test_sigterm_at_every_other_moment(
     moments = [
         (tasks, "load", 1),
         (training.states, "create", 1),
-        (training, "dispatch_function", 1),
+        (training.Programs, "compile", 1),
         (training.KernelDiagnostics, "measure", 1),
         (training.tally, "note_best", 1),
     ]
