@@ -17,7 +17,7 @@ optimizer has to be known by name. A factorized weight or a boxed array is one p
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ class Owner(NamedTuple):
 
 
 def owners(state: Any, params: Any) -> dict[KeyPath, Owner]:
-    """The owners of the leaves of ``state = tx.init(params)`` that have one, by their key paths.
+    """The owners of the leaves of ``tx``'s state for ``params`` that have one, by their key paths.
 
     >>> import optax
     >>> params = {"count": jax.numpy.zeros(2)}
@@ -67,6 +67,18 @@ def owners(state: Any, params: Any) -> dict[KeyPath, Owner]:
             if parameter is not None and not hollow:
                 found[mirror + rest] = Owner(path_string(parameter), mirror)
     return found
+
+
+def nodes(state: Any, types: type | tuple[type, ...]) -> Iterator[tuple[KeyPath, Any]]:
+    """The outermost nodes of some types in a state, with their key paths.
+
+    >>> import optax
+    >>> state = optax.chain(optax.clip(1.0), optax.trace(0.9)).init(jax.numpy.zeros(2))
+    >>> [path_string(path) for path, _ in nodes(state, optax.TraceState)]
+    ['1']
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, types))
+    return ((path, node) for path, node in leaves if isinstance(node, types))
 
 
 def _is_hollow(node: Any) -> bool:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lowrank_jax.mirrors import nodes
 from lowrank_jax.optax_messages import require_params
 from lowrank_jax.tree import factorized_weights, path_string, unbox
 from lowrank_jax.weights import is_factorized
@@ -101,7 +102,7 @@ def recorded_norms(opt_state: Any) -> dict[str, np.ndarray]:
     Raises:
       ValueError: there is none in it, or more than one.
     """
-    states = _states(opt_state, RecordState)
+    states = [state for _, state in nodes(opt_state, RecordState)]
     if len(states) != 1:
         raise ValueError(f"expected one record_norms in the optimizer, found {len(states)}")
     count = int(states[0].count)
@@ -194,7 +195,7 @@ def raise_if_vanished(opt_state: Any) -> None:
     Raises:
       ValueError: a product's norm was below ``SMALLEST_NORM`` where the recorded one was not.
     """
-    for state in _states(opt_state, ReplayState):
+    for _, state in nodes(opt_state, ReplayState):
         steps = {path: int(step) for path, step in state.vanished.items() if int(step) != _NEVER}
         if steps:
             path, step = min(steps.items(), key=lambda item: item[1])
@@ -203,11 +204,6 @@ def raise_if_vanished(opt_state: Any) -> None:
                 f"{SMALLEST_NORM:g}, and the recorded one is not: there is nothing left that could "
                 "be rescaled"
             )
-
-
-def _states(opt_state: Any, kind: type) -> list[Any]:
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-    return [node for node in nodes if isinstance(node, kind)]
 
 
 def _require_norms(record: Mapping[str, jax.Array]) -> None:

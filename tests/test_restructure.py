@@ -9,106 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 import pytest
+from restructure_cases import (
+    CHANGED,
+    OPTIMIZERS,
+    RULES,
+    by_path,
+    dense_params,
+    loss,
+    normal,
+    train,
+    trained,
+)
 
 from lowrank_jax import restructure
 from lowrank_jax.factorize import factorize, merge, refactorize
-from lowrank_jax.mirrors import owners
 from lowrank_jax.ranks import FixedRank
 from lowrank_jax.rules import Rule, resolve
-from lowrank_jax.tree import path_string
-from lowrank_jax.weights import LowRank, SpatialLowRank
-
-CHANGED = ["block/conv/kernel", "stem/kernel"]
-RULES = [
-    Rule("stem/kernel", FixedRank(3)),
-    Rule("block/conv/kernel", FixedRank(4), SpatialLowRank),
-]
-
-
-def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
-
-
-def dense_params():
-    """Names meant to confuse: `kernel` at the root, and parameters named as optimizers' fields."""
-    return {
-        "stem": {"kernel": normal(0, 6, 8), "bias": normal(1, 8)},
-        "block": {"conv": {"kernel": normal(2, 3, 3, 8, 8)}},
-        "kernel": normal(3, 8, 5),
-        "mu": {"count": normal(4, 5)},
-    }
-
-
-TARGETS = jax.tree.map(lambda leaf: 0.5 * leaf[::-1], dense_params())
-CURVATURES = jax.tree.map(lambda leaf: 0.2 + jnp.square(leaf), dense_params())
-
-
-def loss(params):
-    def square(value, target, curvature):
-        return jnp.sum(curvature * jnp.square(value - target))
-
-    return sum(jax.tree.leaves(jax.tree.map(square, merge(params), TARGETS, CURVATURES)))
-
-
-def train(tx, params, state, steps):
-    tx = optax.with_extra_args_support(tx)
-
-    @jax.jit
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=loss)
-        return optax.apply_updates(params, updates), state
-
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params, state
-
-
-GROUPS = {
-    "stem": {"kernel": "adam", "bias": "momentum"},
-    "block": {"conv": {"kernel": "momentum"}},
-    "kernel": "adam",
-    "mu": {"count": "momentum"},
-}
-MASK = jax.tree.map(lambda group: group == "adam", GROUPS)
-
-OPTIMIZERS = {
-    "adamw": lambda: optax.adamw(optax.linear_schedule(0.01, 0.001, 100)),
-    "sgd": lambda: optax.sgd(optax.constant_schedule(0.01), momentum=0.9),
-    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.01),
-    "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.01), 2).gradient_transformation(),
-    "multi_transform": lambda: optax.multi_transform(
-        {"adam": optax.adam(0.01), "momentum": optax.sgd(0.01, momentum=0.9)}, GROUPS
-    ),
-    "adafactor": lambda: optax.adafactor(0.01, min_dim_size_to_factor=4, momentum=0.9),
-    "lbfgs": lambda: optax.lbfgs(memory_size=3),
-    "schedule_free_sgd": lambda: optax.contrib.schedule_free_sgd(0.01, warmup_steps=2),
-    "muon": lambda: optax.contrib.muon(0.01),
-    "ema": lambda: optax.chain(optax.sgd(0.01), optax.ema(0.9)),
-    "apply_if_finite": lambda: optax.apply_if_finite(optax.adam(0.01), 3),
-    "masked": lambda: optax.chain(optax.sgd(0.01), optax.masked(optax.scale_by_adam(), MASK)),
-}
-
 
 # The last name of a counter of each state, and where it stands after four steps.
 STEP_COUNTS = dict.fromkeys(OPTIMIZERS, ("count", 4)) | {
     "MultiSteps": ("gradient_step", 2),
     "schedule_free_sgd": ("step_count", 5),  # it begins at 1
 }
-
-
-@functools.cache
-def trained(name):
-    """An optimizer, and parameters and state after four steps."""
-    tx = OPTIMIZERS[name]()
-    params = dense_params()
-    return tx, *train(tx, params, tx.init(params), 4)
-
-
-def by_path(tree):
-    return {path_string(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def is_changed(path):
@@ -283,44 +206,6 @@ def test_parameters_and_state_can_be_donated_together(policy):
     assert not theirs & mine
 
 
-class TestOwners:
-    """Which state belongs to which parameter."""
-
-    def found(self, tx, params):
-        return {path_string(p): o.parameter for p, o in owners(tx.init(params), params).items()}
-
-    def test_a_parameter_named_like_a_field(self):
-        params = {"count": jnp.zeros(2)}
-        tx = optax.adam(optax.constant_schedule(0.1))
-        assert self.found(tx, params) == {"0/mu/count": "count", "0/nu/count": "count"}
-
-    def test_kernel_at_the_root_and_below(self):
-        params = {"kernel": jnp.zeros(2), "dense": {"kernel": jnp.zeros(2)}}
-        assert self.found(optax.sgd(0.1, momentum=0.9), params) == {
-            "0/trace/dense/kernel": "dense/kernel",
-            "0/trace/kernel": "kernel",
-        }
-
-    def test_groups_named_like_parameters(self):
-        params = {"encoder": jnp.zeros(2), "decoder": jnp.zeros(2)}
-        groups = {name: optax.adam(0.1) for name in params}
-        found = self.found(optax.partition(groups, {name: name for name in params}), params)
-        prefix = "inner_states/{0}/inner_state/0/{1}/{0}"
-        assert found == {
-            prefix.format(name, moment): name for name in params for moment in ("mu", "nu")
-        }
-
-    def test_parameters_in_a_tuple_are_not_the_links_of_a_chain(self):
-        params = (jnp.zeros(2), jnp.zeros(3))
-        tx = optax.chain(optax.trace(0.9), optax.scale_by_schedule(optax.constant_schedule(0.1)))
-        assert self.found(tx, params) == {"0/trace/0": "0", "0/trace/1": "1"}
-
-    def test_a_weight_is_one_parameter(self):
-        params = {"w": LowRank(jnp.zeros((3, 1)), jnp.zeros((1, 3)), jnp.zeros((1, 1)))}
-        found = self.found(optax.sgd(0.1, momentum=0.9), params)
-        assert found == {f"0/trace/w/{name}": "w" for name in ("u", "vt", "m")}
-
-
 class TestRefusals:
     def carry(self, changed=("stem/kernel",), tx=None, state=None, new_params=None, **kwargs):
         params = dense_params()
@@ -330,7 +215,9 @@ class TestRefusals:
         return restructure.carry(tx, state, params, new_params, changed, **kwargs)
 
     def test_unknown_policy(self):
-        with pytest.raises(ValueError, match="policy='keep': expected one of reset, restart"):
+        with pytest.raises(
+            ValueError, match="policy='keep': expected one of reset, project, restart"
+        ):
             self.carry(policy="keep")
 
     def test_unknown_path(self):
@@ -350,25 +237,38 @@ class TestRefusals:
         with pytest.raises(ValueError, match=re.escape(message)):
             self.carry([])
 
-    def test_paths_that_come_or_go(self):
+    def test_paths_that_go(self):
         new_params = dense_params()
         del new_params["mu"]
         with pytest.raises(ValueError, match="mu/count is in params and not in new_params"):
-            self.carry(new_params=new_params)
+            self.carry(["mu/count"], new_params=new_params)
+
+    def test_paths_that_come_and_are_not_named(self):
+        new_params = dense_params() | {"norm": {"scale": jnp.ones(3)}}
+        message = "norm/scale is in new_params and not in params, but changed does not name it"
+        with pytest.raises(ValueError, match=message):
+            self.carry([], new_params=new_params)
 
     @pytest.mark.parametrize(
-        ("other", "message"),
+        ("other", "lost"),
         [
-            (optax.sgd(0.1, momentum=0.9), "tx.init(params) has 0/count, which opt_state has not"),
-            (
-                optax.chain(optax.adam(0.1)),
-                "opt_state has 0/0/count, which tx.init(params) has not",
-            ),
+            (optax.sgd(0.1, momentum=0.9), "0/trace/block/conv/kernel"),
+            (optax.chain(optax.adam(0.1)), "0/0/count"),
+            (optax.sgd(optax.constant_schedule(0.1)), "1/count"),
         ],
     )
-    def test_state_of_another_optimizer(self, other, message):
+    def test_state_that_would_be_lost(self, other, lost):
+        message = f"opt_state has {lost}, which tx.init(new_params) has not"
         with pytest.raises(ValueError, match=re.escape(message)):
             self.carry(state=other.init(dense_params()))
+
+    def test_a_moment_without_some_parameter(self):
+        tx = optax.adam(0.1)
+        params = dense_params()
+        del params["mu"]
+        message = "tx.init(new_params) has 0/mu/mu/count, which opt_state has not"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            self.carry([], tx=tx, state=tx.init(params), new_params=dense_params())
 
     def test_state_of_other_parameters(self):
         params = dense_params()
@@ -384,7 +284,7 @@ class TestRefusals:
             tx = optax.sgd(0.1)
             restructure.carry(tx, tx.init(jnp.ones(3)), jnp.ones(3), jnp.ones(3), [])
 
-    @pytest.mark.parametrize("policy", ["reset", "restart"])
+    @pytest.mark.parametrize("policy", ["reset", "project", "restart"])
     @pytest.mark.parametrize("wrap", [False, True])
     def test_accumulated_gradients(self, policy, wrap):
         tx = optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation()
