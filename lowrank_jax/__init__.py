@@ -8,6 +8,7 @@ a pytree node that holds its factors and knows what dense kernel they stand for:
 * :func:`frobenius_decay` and :func:`decay` are Optax transforms for such trees;
 * :func:`attention_products` names what is a product without being written as one, for decay and
   for :func:`balance_products`, its spectral initialization;
+* :mod:`lowrank_jax.rank_selection` chooses ranks, and when to turn low rank, while training;
 * :mod:`lowrank_jax.export` saves them for other tools, or as programs that run alone;
 * :func:`batch_minor` makes a convolutional training step several times faster on a CPU;
 * :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
@@ -17,7 +18,7 @@ Source: Khodak, Tenenholtz, Mackey and Fusi, "Initialization and Regularization 
 Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
-from lowrank_jax import diagnostics, export, initializers, restructure
+from lowrank_jax import diagnostics, export, initializers, rank_selection, restructure
 from lowrank_jax.attention_products import AttentionLayout, Projection, attention_products
 from lowrank_jax.balance import balance_products
 from lowrank_jax.batch_minor import batch_minor
@@ -93,6 +94,7 @@ __all__ = [
     "merge",
     "products_by_suffix",
     "raise_if_vanished",
+    "rank_selection",
     "record_norms",
     "recorded_norms",
     "refactorize",

@@ -41,8 +41,8 @@ import numpy as np
 from lowrank_jax import svd
 from lowrank_jax.factored_svd import factored_svd
 from lowrank_jax.rules import is_abstract, named, require_values
-from lowrank_jax.table import Row, Table
-from lowrank_jax.tree import kernels, near_misses
+from lowrank_jax.table import Row, Table, require_kernels
+from lowrank_jax.tree import kernels
 from lowrank_jax.weights import FactorizedWeight, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
@@ -271,11 +271,8 @@ def _plain(value: np.ndarray) -> Value:
 
 def _measured(params: Any, table: Table | None) -> list[tuple[str, _Kernel]]:
     leaves = kernels(params)
-    for path in () if table is None else (row.path for row in table.rows):
-        if path not in leaves:
-            raise ValueError(
-                f"the table names {path}, which is not in the tree; {near_misses(path, leaves)}"
-            )
+    if table is not None:
+        require_kernels(table, leaves)
     measured: list[tuple[str, _Kernel]] = []
     for path, leaf in leaves.items():
         row = None if table is None else table.row(path)
@@ -297,8 +294,6 @@ def _read_weight(weight: FactorizedWeight) -> _Kernel:
 
 
 def _read_dense(kernel: Any, row: Row) -> _Kernel:
-    if np.shape(kernel) != row.shape:
-        raise ValueError(f"its shape is {np.shape(kernel)}, the table says {row.shape}")
     return _Matrix(row.kind.matricize(_on_host(kernel), **row.axes))
 
 

@@ -32,8 +32,8 @@ from lowrank_jax.rules import (
     resolve,
     spectrum_of,
 )
-from lowrank_jax.table import Row, Table
-from lowrank_jax.tree import kernels, map_kernels, near_misses
+from lowrank_jax.table import Row, Table, require_kernels
+from lowrank_jax.tree import kernels, map_kernels
 from lowrank_jax.weights import FactorizedWeight, Rank, is_factorized
 from lowrank_jax.weights.two_factor import TwoFactorWeight
 
@@ -229,19 +229,13 @@ def _table(params: Any, rules_or_table: Sequence[Rule] | Table) -> Table:
     if not isinstance(rules_or_table, Table):
         return resolve(params, rules_or_table)
     leaves = kernels(params)
+    require_kernels(rules_or_table, leaves)
     for row in rules_or_table.rows:
-        _check_row(row, leaves)
+        _check_form(row, leaves[row.path])
     return rules_or_table
 
 
-def _check_row(row: Row, leaves: dict[str, Any]) -> None:
-    leaf = leaves.get(row.path)
-    if leaf is None:
-        raise ValueError(
-            f"the table names {row.path}, which is not in the tree; {near_misses(row.path, leaves)}"
-        )
-    if tuple(leaf.shape) != row.shape:
-        raise ValueError(f"{row.path} has shape {tuple(leaf.shape)}, the table says {row.shape}")
+def _check_form(row: Row, leaf: Any) -> None:
     if is_factorized(leaf):
         found = (type(leaf), leaf.axes, leaf.rank, leaf.depth)
         if found != (row.kind, row.axes, row.rank, row.depth):

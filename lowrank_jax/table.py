@@ -10,12 +10,13 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from lowrank_jax.tree import kernels
+from lowrank_jax.tree import kernels, near_misses
 from lowrank_jax.weights import FactorizedWeight, Rank, is_factorized, kinds
 
 
@@ -198,6 +199,19 @@ def phrase(row: Row | None) -> str:
     axes = "".join(f", {name}={value}" for name, value in row.axes.items())
     shape = "x".join(map(str, row.shape))
     return f"{row.kind.__name__}(rank={row.rank}, depth={row.depth}{axes}) of a {shape} kernel"
+
+
+def require_kernels(table: Table, leaves: Mapping[str, Any]) -> None:
+    """Raises ValueError unless these kernels, by path, are all that the table names, or more."""
+    for row in table.rows:
+        leaf = leaves.get(row.path)
+        if leaf is None:
+            raise ValueError(
+                f"the table names {row.path}, which is not in the tree; "
+                f"{near_misses(row.path, leaves)}"
+            )
+        if np.shape(leaf) != row.shape:
+            raise ValueError(f"{row.path} has shape {np.shape(leaf)}, the table says {row.shape}")
 
 
 def describe(params: Any) -> Table:

@@ -28,6 +28,7 @@ PUBLIC = [
     "lowrank_jax.export",
     "lowrank_jax.initializers",
     "lowrank_jax.linen",
+    "lowrank_jax.rank_selection",
     "lowrank_jax.restructure",
     "lowrank_jax.torch_state_dict",
 ]
@@ -67,7 +68,10 @@ def public_names() -> Iterator[set[str]]:
             if inspect.ismodule(value):
                 yield {value.__name__}
             else:
-                yield {f"{path}.{name}", f"{value.__module__}.{value.__qualname__}"}
+                # Constants and aliases have no name of their own.
+                named = hasattr(value, "__qualname__")
+                own = [f"{value.__module__}.{value.__qualname__}"] if named else []
+                yield {f"{path}.{name}", *own}
 
 
 def written_in(module: types.ModuleType) -> list[str]:

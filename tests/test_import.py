@@ -73,6 +73,7 @@ def test_public_names():
         "merge",
         "products_by_suffix",
         "raise_if_vanished",
+        "rank_selection",
         "record_norms",
         "recorded_norms",
         "refactorize",
