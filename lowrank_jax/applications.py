@@ -77,7 +77,8 @@ def applications(
 
     Returns:
       The different applications of each weight by its path in ``params``, in the order of the
-      calls. A weight that is not applied (or looked up by ``take`` only) is not there.
+      calls. A weight that is not applied (or looked up by ``take`` only, or applied with something
+      between its factors, so that it has one form only) is not there.
 
     >>> from lowrank_jax.weights import LowRank
     >>> params = {"w": LowRank(u=jnp.ones((4, 2)), vt=jnp.ones((2, 3)))}
@@ -137,6 +138,8 @@ class _Observed(FactorizedWeight):
     def conv_general_dilated(
         self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any
     ) -> jax.Array:
+        if kwargs.get("between") is not None:  # No argument of lax's, and no choice of a form.
+            return self.weight.conv_general_dilated(x, *args, compose=compose, **kwargs)
         return self._apply("conv_general_dilated", x, args, kwargs, compose)
 
     def _apply(

@@ -17,14 +17,19 @@ import lowrank_jax as lrj
 from experiments.errors import RunError
 from experiments.models import (
     bert,
+    deit,
+    four_stage_resnet,
     gpt,
     language_model,
     projection_resnet,
+    rank_selection,
+    resmlp,
     resnet,
     transformer,
     vgg,
     wide_resnet,
 )
+from experiments.models.rank_selection import RankSelection
 from lowrank_jax.initializers import Initializer
 from lowrank_jax.ranks import RankRule
 
@@ -81,7 +86,9 @@ class Entry(NamedTuple):
         every data set, or the data set's.
       factorizations: by the word for them in a config (`kind`).
       task: that it is for.
-      attention: whether it has attention, and so products of queries and keys, outputs and values.
+      attention: whether it has attention, and so products of queries and keys, outputs and values,
+        in leaves of their own.
+      rank_selection: what is published of selecting its ranks during training.
     """
 
     build: Callable[..., nn.Module]
@@ -89,6 +96,7 @@ class Entry(NamedTuple):
     factorizations: Mapping[str, Factorization]
     task: str = "classification"
     attention: bool = False
+    rank_selection: RankSelection | None = None
 
     def factorization(self, kind: str) -> Factorization:
         """The factorization of a kind; one that the model does not have is a `RunError`."""
@@ -129,8 +137,23 @@ _LANGUAGE_MODEL: dict[str, Factorization] = {
 }
 
 
-def _convolutions(pattern: str, regular: Initializer) -> dict[str, Factorization]:
-    return {"conv": Factorization(lrj.SpatialLowRank, [Kernels(pattern, regular)])}
+# As PyTorch's layers start, a factor being a layer of its own.
+_UNIFORM_LAYER = lrj.regular(scale=1 / 3, distribution="uniform")
+
+
+def _convolutions(
+    pattern: str, regular: Initializer, *, channel: bool = False
+) -> dict[str, Factorization]:
+    kinds: dict[str, type[lrj.FactorizedWeight]] = {"conv": lrj.SpatialLowRank}
+    if channel:
+        kinds["channel"] = lrj.ChannelLowRank
+    return {
+        word: Factorization(weight, [Kernels(pattern, regular)]) for word, weight in kinds.items()
+    }
+
+
+def _linear(pattern: str, regular: Initializer) -> dict[str, Factorization]:
+    return {"linear": Factorization(lrj.LowRank, [Kernels(pattern, regular)])}
 
 
 MODELS: dict[str, Entry] = {
@@ -148,6 +171,12 @@ MODELS: dict[str, Entry] = {
         task="text_classification",
         attention=True,
     ),
+    "deit": Entry(
+        deit.DeiT,
+        "imagenet",
+        _linear(deit.FACTORIZED, _AS_A_LAYER),
+        rank_selection=rank_selection.DEIT,
+    ),
     "gpt": Entry(
         gpt.CausalLanguageModel,
         "data_set",
@@ -160,7 +189,25 @@ MODELS: dict[str, Entry] = {
         "data_set",
         _convolutions(projection_resnet.FACTORIZED, lrj.regular()),
     ),
+    "resmlp": Entry(
+        resmlp.ResMLP,
+        "imagenet",
+        _linear(resmlp.FACTORIZED, _UNIFORM_LAYER),
+        rank_selection=rank_selection.RESMLP,
+    ),
     "resnet": Entry(resnet.ResNet, "imagenet", _convolutions(resnet.FACTORIZED, lrj.regular())),
+    "resnet18": Entry(
+        four_stage_resnet.ResNet18,
+        "imagenet",
+        _convolutions(four_stage_resnet.CONVOLUTIONS, _UNIFORM_LAYER, channel=True),
+        rank_selection=rank_selection.RESNET18,
+    ),
+    "resnet50": Entry(
+        four_stage_resnet.ResNet50,
+        "imagenet",
+        _convolutions(four_stage_resnet.WITH_PROJECTIONS, lrj.regular(), channel=True),
+        rank_selection=rank_selection.RESNET50,
+    ),
     "transformer": Entry(
         transformer.Transformer,
         "data_set",
@@ -177,7 +224,12 @@ MODELS: dict[str, Entry] = {
         task="translation",
         attention=True,
     ),
-    "vgg": Entry(vgg.VGG, "data_set", _convolutions(vgg.FACTORIZED, lrj.regular("kernel"))),
+    "vgg": Entry(
+        vgg.VGG,
+        "data_set",
+        _convolutions(vgg.FACTORIZED, lrj.regular("kernel"), channel=True),
+        rank_selection=rank_selection.VGG19,
+    ),
     "wide_resnet": Entry(
         wide_resnet.WideResNet,
         "data_set",
@@ -186,6 +238,12 @@ MODELS: dict[str, Entry] = {
             "tensor_train": Factorization(lrj.TensorTrain, [_POINTWISE], {"separable": True}),
             "tucker": Factorization(lrj.Tucker, [_POINTWISE], {"separable": True}),
         },
+    ),
+    "wide_resnet50": Entry(
+        four_stage_resnet.WideResNet50,
+        "imagenet",
+        _convolutions(four_stage_resnet.WITH_PROJECTIONS, lrj.regular(), channel=True),
+        rank_selection=rank_selection.RESNET50,
     ),
 }
 
@@ -203,7 +261,7 @@ def build(
     model: Mapping[str, Any],
     num_classes: int,
     *,
-    kind: str = "conv",
+    kind: str | None = None,
     precision: str = "float32",
     remat: bool = False,
 ) -> nn.Module:
@@ -223,7 +281,7 @@ def build_for(
     model: Mapping[str, Any],
     sizes: Mapping[str, int],
     *,
-    kind: str,
+    kind: str | None,
     precision: str,
     remat: bool,
 ) -> nn.Module:
@@ -233,8 +291,7 @@ def build_for(
       task: that it is to be for.
       model: `name`, and the fields of that model, e.g. `depth` and `width`.
       sizes: the fields of the model that the data decide, e.g. `num_classes`.
-      kind: what is to be factorized in it, see `Entry`; at the task's own kind ("conv", "linear")
-        it is the ordinary network.
+      kind: what is to be factorized in it, see `Entry`; None: nothing, it is the ordinary network.
       precision: dtype of products and activations, "float32" or "bfloat16". Parameters, batch
         statistics and logits are float32 in any case.
       remat: whether the backward pass computes the inside of the model's blocks again.
@@ -249,7 +306,8 @@ def build_for(
     if entry.task != task:
         fitting = ", ".join(sorted(n for n, other in MODELS.items() if other.task == task))
         raise RunError(f"model={name} is for {entry.task}; for {task} there is {fitting}")
-    fields |= entry.factorization(kind).fields
+    if kind is not None:
+        fields |= entry.factorization(kind).fields
     try:
         return entry.build(**sizes, dtype=jnp.dtype(precision), remat=remat, **fields)
     except (TypeError, ValueError) as error:

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments.special_tokens import PAD
+from lowrank_jax.linen import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        def dense(features: int, init: Any, name: str) -> nn.Dense:
+        def dense(features: int, init: Any, name: str) -> Dense:
             use_bias = self.style.use_bias
-            return nn.Dense(features, use_bias, self.dtype, kernel_init=init, name=name)
+            return Dense(features, use_bias, self.dtype, kernel_init=init, name=name)
 
         y = self.style.activation(dense(self.d_ff, self.style.kernel_init, "up")(x))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)

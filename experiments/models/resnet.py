@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.models.initializers import uniform_bias
 from experiments.models.width import scaled
 from lowrank_jax.linen import Conv, Dense
 
@@ -130,7 +131,4 @@ class ResNet(nn.Module):
 
     def head_bias(self, fan_in: int) -> nn.initializers.Initializer:
         """The initializer of the head's bias: PyTorch's default for a linear layer."""
-        bound = fan_in**-0.5
-        return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-            key, shape, dtype, -bound, bound
-        )
+        return uniform_bias(fan_in)

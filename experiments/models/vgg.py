@@ -15,23 +15,33 @@ normal numbers of standard deviation 0.01 and no bias. The first convolution is 
 Parameter paths, with layers counted from 1:
 
     layer_1/conv/kernel  layer_1/norm/{scale,bias}  head/{kernel,bias}
+    factor_norm: layer_2/conv/factor_norm/{scale,bias}, of factorized kernels
 
 `dtype` and `remat` are as in `resnet.py`, with a layer for a block.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments.models.resnet import Conv3x3, Norm
+from experiments.models.resnet import Norm, kaiming_normal
 from experiments.models.width import scaled
-from lowrank_jax.linen import Dense
+from lowrank_jax.linen import Dense, FactorNormConv
 
 FACTORIZED = r"layer_(?!1/)\d+/conv/kernel"
+
+_Conv3x3 = partial(
+    FactorNormConv,
+    kernel_size=(3, 3),
+    padding=((1, 1), (1, 1)),
+    use_bias=False,
+    kernel_init=kaiming_normal,
+)
 
 _CHANNELS = (64, 128, 256, 512, 512)
 # Convolutions in each stage, by depth.
@@ -42,12 +52,15 @@ class Layer(nn.Module):
     """A 3 x 3 convolution with norm and ReLU."""
 
     features: int
+    factor_norm: bool = False
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        x = Conv3x3(self.features, dtype=self.dtype, name="conv")(x)
-        return nn.relu(Norm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
+        norm = partial(Norm, use_running_average=not train, dtype=self.dtype)
+        between = norm if self.factor_norm else None
+        x = _Conv3x3(self.features, norm=between, dtype=self.dtype, name="conv")(x)
+        return nn.relu(norm(name="norm")(x))
 
 
 class VGG(nn.Module):
@@ -57,6 +70,8 @@ class VGG(nn.Module):
       num_classes: number of logits.
       depth: layers with weights: 11, 13, 16 or 19.
       width: multiplies the channel counts.
+      factor_norm: whether convolutions have a norm between their factors where they are factorized,
+        see `lowrank_jax.linen.FactorNormConv`.
       dtype: of the computation up to the mean over pixels; None: of images and parameters.
       remat: whether the backward pass computes the inside of the layers again.
     """
@@ -64,6 +79,7 @@ class VGG(nn.Module):
     num_classes: int
     depth: int = 19
     width: float = 1.0
+    factor_norm: bool = False
     dtype: Any = None
     remat: bool = False
 
@@ -84,6 +100,6 @@ class VGG(nn.Module):
             for _ in range(layers):
                 index += 1
                 features = scaled(channels, self.width)
-                x = layer(features, dtype=self.dtype, name=f"layer_{index}")(x, train)
+                x = layer(features, self.factor_norm, self.dtype, name=f"layer_{index}")(x, train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
         return Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="head")(x)

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.models.initializers import fan_out_normal, linear_uniform
 from experiments.models.resnet import Norm
 from experiments.models.width import scaled
 from lowrank_jax.linen import Conv, Dense
@@ -44,13 +45,10 @@ POINTWISE = r"block_\d+/conv[12]/pointwise/kernel"
 _STEM_CHANNELS = 16
 _CHANNELS = (160, 320, 640)
 
-_fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-_linear_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
 _Conv3x3 = partial(
-    Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=_fan_out_normal
+    Conv, kernel_size=(3, 3), padding=((1, 1), (1, 1)), use_bias=False, kernel_init=fan_out_normal
 )
-_Conv1x1 = partial(Conv, kernel_size=(1, 1), use_bias=False, kernel_init=_fan_out_normal)
+_Conv1x1 = partial(Conv, kernel_size=(1, 1), use_bias=False, kernel_init=fan_out_normal)
 
 
 class SeparableConv(nn.Module):
@@ -143,4 +141,4 @@ class WideResNet(nn.Module):
             )(x, train)
         x = nn.relu(Norm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
-        return Dense(self.num_classes, kernel_init=_linear_uniform, name="head")(x)
+        return Dense(self.num_classes, kernel_init=linear_uniform, name="head")(x)

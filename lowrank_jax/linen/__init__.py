@@ -3,6 +3,7 @@
 from lowrank_jax.linen.attention import MultiHeadDotProductAttention
 from lowrank_jax.linen.attention_products import attention_products
 from lowrank_jax.linen.embed import Embed
+from lowrank_jax.linen.factor_norm import FactorNormConv, add_factor_norms
 from lowrank_jax.linen.layers import Conv, Dense, DenseGeneral
 from lowrank_jax.linen.lift import lift
 from lowrank_jax.linen.serialization import register_known_kinds, register_serialization
@@ -14,7 +15,9 @@ __all__ = [
     "Dense",
     "DenseGeneral",
     "Embed",
+    "FactorNormConv",
     "MultiHeadDotProductAttention",
+    "add_factor_norms",
     "attention_products",
     "lift",
     "register_serialization",

@@ -22,7 +22,7 @@ from flax import errors
 from flax import linen as nn
 from flax.linen.module import InterceptorContext
 
-from lowrank_jax.linen import embed, layers
+from lowrank_jax.linen import embed, factor_norm, layers
 from lowrank_jax.linen.attention import MultiHeadDotProductAttention
 from lowrank_jax.linen.kernels import (
     KernelView,
@@ -53,6 +53,7 @@ METHODS: dict[Any, Callable[..., Any]] = {
     layers.DenseGeneral.__call__: _on_view(nn.DenseGeneral.__call__),
     nn.Conv.__call__: _on_view(nn.Conv.__call__),
     layers.Conv.__call__: _on_view(nn.Conv.__call__),
+    factor_norm.FactorNormConv.__call__: factor_norm.convolve,
     nn.Embed.setup: _on_view(nn.Embed.setup),
     nn.Embed.__call__: embed.lookup,
     embed.Embed.__call__: embed.lookup,

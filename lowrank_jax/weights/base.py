@@ -78,10 +78,23 @@ class FactorizedWeight(abc.ABC):
         )
 
     def conv_general_dilated(
-        self, x: jax.Array, *args: Any, compose: bool | None = None, **kwargs: Any
+        self,
+        x: jax.Array,
+        *args: Any,
+        compose: bool | None = None,
+        between: Callable[[jax.Array], jax.Array] | None = None,
+        **kwargs: Any,
     ) -> jax.Array:
-        """``lax.conv_general_dilated(x, dense(), ...)``; composes, as ``dot_general`` does."""
+        """``lax.conv_general_dilated(x, dense(), ...)``; composes, as ``dot_general`` does.
+
+        ``between`` is a function of what lies between the two convolutions that some kinds apply.
+        """
         refuse_factored(self, compose, "convolution")
+        if between is not None:
+            raise ValueError(
+                f"{type(self).__name__} of shape {self.shape} is not applied as two convolutions, "
+                "so nothing can lie between them; use SpatialLowRank or ChannelLowRank"
+            )
         dense = self.dense(precision=kwargs.get("precision"))
         return lax.conv_general_dilated(x, dense, *args, **kwargs)
 

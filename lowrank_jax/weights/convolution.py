@@ -12,7 +12,7 @@ Source: Khodak et al., ICLR 2021 (arXiv 2105.01029), section 2 (spatial); Wang e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,9 +50,20 @@ class ConvolutionWeight(TwoFactorWeight):
         preferred_element_type: Any = None,
         *,
         compose: bool | None = None,
+        between: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """Two convolutions where that costs fewer multiply-adds than composing, else one."""
+        """Two convolutions where that costs fewer multiply-adds than composing, else one.
+
+        With ``between`` always two, the second of ``between(first)``, in the layout of ``x``.
+        """
         name = type(self).__name__
+        if between is not None:
+            if compose:
+                raise ValueError(
+                    f"{name} of shape {self.shape}: something lies between its two convolutions, "
+                    "so it cannot be composed to one; leave compose at None"
+                )
+            compose = False
         if feature_group_count != 1 or batch_group_count != 1:
             raise ValueError(
                 f"{name} of shape {self.shape}: a grouped convolution cannot use a factorized "
@@ -70,7 +81,7 @@ class ConvolutionWeight(TwoFactorWeight):
             compose = True
 
         # What lies between the stages has the input's layout; the output may have another.
-        between = numbers._replace(out_spec=numbers.lhs_spec)
+        inner = numbers._replace(out_spec=numbers.lhs_spec)
 
         def convolve(
             inputs: Any, kernel: Any, held: set[Any] | None, layout: Any, dtype: Any
@@ -98,7 +109,9 @@ class ConvolutionWeight(TwoFactorWeight):
         first, second = set(geometry.u), set(geometry.vt)
 
         def factored(inputs: Any, u: Any, vt: Any) -> tuple[jax.Array, jax.Array]:
-            hidden = convolve(inputs, u, first, between, None)
+            hidden = convolve(inputs, u, first, inner, None)
+            if between is not None:
+                hidden = between(hidden)
             return hidden, convolve(hidden, vt, second, numbers, preferred_element_type)
 
         if compose is None:

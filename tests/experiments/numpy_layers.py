@@ -7,14 +7,23 @@ import numpy as np
 
 
 def convolve(x, kernel, stride=1):
-    """A 3 x 3 convolution with one pixel of padding on every side, tap by tap."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    size = x.shape[1] // stride
+    """A convolution with an odd window, padded to keep the size at stride 1, tap by tap."""
+    height, width = kernel.shape[:2]
+    padded = np.pad(x, ((0, 0), (height // 2,) * 2, (width // 2,) * 2, (0, 0)))
+    rows, columns = (stride * -(-size // stride) for size in x.shape[1:3])
     return sum(
-        padded[:, i : i + stride * size : stride, j : j + stride * size : stride] @ kernel[i, j]
-        for i in range(3)
-        for j in range(3)
+        padded[:, i : i + rows : stride, j : j + columns : stride] @ kernel[i, j]
+        for i in range(height)
+        for j in range(width)
     )
+
+
+def max_pool(x):
+    """The largest of 3 x 3 pixels around every second one."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    shape = x.shape[1:3]
+    return np.max([padded[:, i : i + shape[0] : 2, j : j + shape[1] : 2] for i, j in taps], axis=0)
 
 
 def depthwise(x, kernel, stride=1):
@@ -37,8 +46,12 @@ def relu(x):
 
 def dense_variables(module, *args, seed=0):
     """Variables of a module in float64, each leaf another; statistics are positive."""
+    return random_variables(jax.eval_shape(lambda: module.init(jax.random.key(0), *args)), seed)
+
+
+def random_variables(shapes, seed=0):
+    """The same for the shapes of a module's variables."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
     variables = jax.tree.map(lambda leaf: 0.5 + np.abs(rng.normal(size=leaf.shape)), shapes)
     variables["params"] = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])),
