@@ -1,7 +1,7 @@
 """Every key of a config: its type, its default, what it means. The other configs refine this one.
 
 A key that is left at None has a type all the same, and gets its value from the protocol (see
-`experiments.arguments.settle`). The words a key accepts are listed in `experiments.arguments`.
+`experiments.arguments.settle`). What a key accepts is listed in `experiments.accepted_values`.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.name = "base"
     config.task = "classification"
     config.workdir = ""
-    # A finished run whose final network is the start, instead of a random one ('' = random).
+    # A finished run whose final network is the start, instead of a random one ('' = random); one of
+    # another task gives the parts that both networks have, such as the encoder.
     config.start = ""
     config.seed = 1
     # ours: a validation split is held out, the data set's own statistics, full batches.
@@ -31,11 +32,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # projection_resnet: the same with 64, 128, 256 channels and 1x1 convolutions as shortcuts.
     # vgg: depth 11, 13, 16 or 19.
     # wide_resnet: depth 6n+4 (28); 160, 320, 640 channels, so that width 1 is WRN-28-10.
+    # resnet18 (small images), resnet50, wide_resnet50 (WRN-50-2); deit and resmlp (d_model, layers,
+    # patch_size) have no width.
     config.model = ConfigDict({"name": "resnet", "depth": 20, "width": 1.0})
 
     # How the network gets small. factorize: its kernels are stored as factors. prune: the smallest
     # entries of the same kernels are set to zero during training (needs a ratio; there are no
-    # factors, so that init and decay mean what they do for a dense network).
+    # factors, so that init and decay mean what they do for a dense network). pufferfish,
+    # cuttlefish: the network begins dense and becomes low rank while it trains; see `selection`.
     config.method = "factorize"
     # How large it becomes, one of three; all at 0 keep it dense.
     # rank_scale: below 1 is low rank, 1 full rank, above 1 wide.
@@ -46,6 +50,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.energy = 0.0
     # What is factorized. conv: the kernels of convolutions. tensor_train, tucker: convolutions
     # become depthwise-separable and their pointwise kernels tensors; wide_resnet alone has these.
+    # linear, in models of text: feed-forward kernels, and of the Transformer for translation the
+    # embeddings and the output. projections, in language models and the classifiers made of them:
+    # feed-forward kernels and the projections of attention.
     config.kind = "conv"
     # flat: two factors, u @ vt. deep: a square matrix in between, u @ m @ vt.
     config.variant = "flat"
@@ -53,6 +60,46 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # What spectral initialization does with ranks beyond the kernel's own: `complement` keeps the
     # product and a live gradient; `zero` pads with directions that never train, as published.
     config.overcomplete = "complement"
+    # Whether a batch norm lies between the factors of each convolution (the published "extra batch
+    # norm"; not together with Frobenius decay, which is of the product of the factors).
+    config.factor_norm = False
+
+    # When a network that begins dense becomes low rank, and at which ranks. It does so between two
+    # epochs, by the singular value decomposition of its trained kernels.
+    # epoch: pufferfish trains so many epochs dense, cuttlefish at most so many. 0: 80 of 300 epochs
+    # are the share of pufferfish, and half of them that of cuttlefish.
+    # fraction: pufferfish takes this share of full rank; and it is what kernels are timed at.
+    # preset: the constants of cuttlefish: cifar, imagenet or vit, and the same with _reference,
+    # which counts epochs and truncates stable ranks as the published programs do.
+    # window, tail, threshold: of the test whether stable ranks have settled (0: of the preset).
+    # metric: scaled_stable, stable (without its scale) or accumulative (see
+    # lowrank_jax/rank_selection/). minimum_fraction: no rank is below this share of full rank
+    # (0: of the preset). multiple_of: ranks are rounded up to multiples of it.
+    # kept: which kernels stay dense beside those that the model never factorizes: profile (the
+    # first stacks, until one is faster by `speed_up` with factors; cuttlefish alone), published
+    # (what the papers keep in this model), none, or a pattern for whole paths.
+    # moments: what the optimizer remembers of a kernel is forgotten (reset), taken to its factors
+    # (project), or everything is forgotten (restart).
+    # rewarmup_epochs: the learning rate warms up once more, as at the beginning.
+    # recalibration_batches: so many batches are seen by batch norm before training goes on.
+    config.selection = ConfigDict(
+        {
+            "epoch": 0,
+            "fraction": 0.25,
+            "preset": "cifar",
+            "window": 0,
+            "tail": 0,
+            "threshold": 0.0,
+            "metric": "scaled_stable",
+            "minimum_fraction": 0.0,
+            "multiple_of": 1,
+            "kept": "profile",
+            "speed_up": 1.5,
+            "moments": "reset",
+            "rewarmup_epochs": 0,
+            "recalibration_batches": 0,
+        }
+    )
 
     # Regularization, all with the coefficient `weight_decay`. On what is not factorized it is plain
     # weight decay in every case; on factorized kernels it is
@@ -60,6 +107,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # crs: weight decay of each factor, scaled by the ratio of compressed to dense parameters.
     config.decay = "frobenius"
     config.weight_decay = 1e-4
+    # False: what has one axis (biases, the scales of norms) is not decayed.
+    config.decay_vectors = True
     # The coefficient of Frobenius decay, where it is another one than `weight_decay` (0: the same).
     config.frobenius_decay = 0.0
     # Attention in which queries and keys (qk) or outputs and values (ov) of a head are initialized
@@ -74,8 +123,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # kernels are rescaled to the norms that they had there ('': none).
     config.replay = ""
 
-    # Data. `source` restricts where it is looked for; `dir` and `tfds_dir` say where ('' = in the
-    # usual places); download=never keeps off the network.
+    # Data, by the arguments of `experiments.data.lookup.load`. `source` restricts where it is
+    # looked for; `dir` and `tfds_dir` say where ('' = in the usual places); download=never keeps
+    # off the network.
     config.data = ConfigDict(
         {"name": "cifar10", "source": "auto", "download": "auto", "dir": "", "tfds_dir": ""}
     )
@@ -106,9 +156,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.warmup_steps = 1
     config.milestones = (0.5, 0.75)
     config.milestone_factor = 0.1
-    # With milestones the first epochs run at a small constant rate. None: one epoch for a ResNet
-    # from depth 56 on, else none.
+    # With milestones the first epochs run at a smaller rate. None: one epoch for a ResNet from
+    # depth 56 on, else none. constant: it is `warmup_learning_rate`; linear: it rises from there
+    # to `learning_rate`, by the same amount after each of them.
     config.warmup_epochs = placeholder(int)
+    config.warmup = "constant"
     config.warmup_learning_rate = 0.01
     # The batch is taken in this many equal micro-batches, one after the other, and their gradients
     # are averaged; batch norm sees one micro-batch at a time.

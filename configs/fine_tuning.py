@@ -24,8 +24,7 @@ Expected result: `python -m experiments.report RUN...` makes the table from fini
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.pretraining import LENGTH, VOCABULARY
-from configs.text import products, without_images
+from configs.text import LENGTH, PRODUCTS, language_model_of_size, without_images
 from experiments import arguments
 from experiments.models.language_model import SIZES
 
@@ -60,19 +59,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
         presets={
             "runlocal": _runlocal,
             "size": {name: _of_size(name) for name in SIZES},
-            "products": {word: products(word) for word in arguments.CHOICES["products.decay"]},
+            "products": PRODUCTS,
         },
     )
 
 
 def _of_size(name: str) -> arguments.Preset:
     def preset(config: ConfigDict) -> None:
-        for key, value in SIZES[name].items():
-            config.model[key] = value
-        config.vocabulary_size = VOCABULARY[name]
-        config.model.max_length = LENGTH[name]
+        language_model_of_size(config, name)
         config.max_length = min(LENGTH[name], 128)
-        config.model.dropout = 0.1 if name == "base" else 0.0
         config.learning_rate = 5e-5 if name == "base" else 5e-4
 
     return preset

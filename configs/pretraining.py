@@ -31,13 +31,11 @@ Expected result: `python -m experiments.report RUN...` makes the table from fini
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.text import products, without_images
+from configs.text import LENGTH, PRODUCTS, language_model_of_size, without_images
 from experiments import arguments
 from experiments.models.language_model import SIZES
 
 MODELS = {"masked_language_model": "bert", "causal_language_model": "gpt"}
-VOCABULARY = {"tiny": 1000, "small": 4000, "base": 30_522}
-LENGTH = {"tiny": 64, "small": 128, "base": 512}  # Tokens of a block, and learned positions.
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -75,7 +73,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "runlocal": _runlocal,
             "task": {task: _of_task(task) for task in MODELS},
             "size": {name: _of_size(name) for name in SIZES},
-            "products": {word: products(word) for word in arguments.CHOICES["products.decay"]},
+            "products": PRODUCTS,
         },
     )
 
@@ -90,17 +88,12 @@ def _of_task(task: str) -> arguments.Preset:
 
 def _of_size(name: str) -> arguments.Preset:
     def preset(config: ConfigDict) -> None:
-        for key, value in SIZES[name].items():
-            config.model[key] = value
-        config.vocabulary_size = VOCABULARY[name]
-        config.model.max_length = config.block_length = LENGTH[name]
+        language_model_of_size(config, name)
+        config.block_length = LENGTH[name]
         if name == "base":
-            config.model.dropout = 0.1
             config.batch_size, config.eval_batch_size = 512, 64
             config.steps, config.warmup_steps, config.learning_rate = 250_000, 2500, 6.25e-4
         else:
-            # Of a text that is read a few times, there is nothing to overfit to.
-            config.model.dropout = 0.0
             config.batch_size = config.eval_batch_size = 32
             config.steps, config.warmup_steps, config.learning_rate = 1500, 150, 1e-2
 

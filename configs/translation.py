@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import base
-from configs.text import products, without_images
+from configs.text import PRODUCTS, without_images
 from experiments import arguments
 from experiments.models.transformer import SIZES
 
@@ -70,7 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "runlocal": _runlocal,
             "size": {name: _of_size(name) for name in SIZES},
             "recipe": {"published": _published, "adam": _adam},
-            "products": {word: products(word) for word in arguments.CHOICES["products.decay"]},
+            "products": PRODUCTS,
         },
     )
 

@@ -1,4 +1,4 @@
-"""The vocabulary of the configs: typed arguments, and the values each key accepts.
+"""The vocabulary of the configs: typed arguments, and a config that is whole and consistent.
 
 A config is one `ml_collections.ConfigDict` whose keys are defined, with their types, in
 `configs/base.py`. It is refined twice: by the argument behind the config's file name,
@@ -19,6 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.accepted_values import check
 from experiments.config_keys import (
     ADDED_LATER,
     REMOVED,
@@ -26,89 +27,10 @@ from experiments.config_keys import (
     TENSOR_KINDS,
     flatten,
     has_factors,
+    selects_ranks,
     usual_head_scale,
 )
 from experiments.errors import RunError
-
-# The words a key accepts. `data.name` and `model.name` are checked where those are looked up.
-CHOICES: dict[str, tuple[str, ...]] = {
-    "protocol": ("ours", "published"),
-    "method": ("factorize", "prune"),
-    "kind": ("conv", "linear", "projections", "tensor_train", "tucker"),
-    "precision": ("float32", "bfloat16"),
-    "variant": ("flat", "deep"),
-    "init": ("spectral", "regular", "variance_matched", "spectral_ones"),
-    "layout": ("auto", "batch_minor", "as_written"),
-    "forms": ("measure", "count"),
-    "overcomplete": ("complement", "zero"),
-    "decay": ("none", "plain", "frobenius", "crs"),
-    "optimizer": ("sgd", "adam", "lamb"),
-    "schedule": ("milestones", "inverse_sqrt", "linear"),
-    "decay_position": ("coupled", "decoupled", "published"),
-    "products.init": ("none", "qk", "ov", "qk_ov"),
-    "products.decay": ("none", "qk", "ov", "qk_ov"),
-    "data.source": ("auto", "tfds", "files", "embedded"),
-    "data.download": ("auto", "never"),
-}
-
-# Bounds as (test, words); a value that fails its test is refused with the words.
-_BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
-    "model.width": (lambda v: v > 0, "a positive number"),
-    "rank_scale": (lambda v: v >= 0, "0 (the dense network) or a positive number"),
-    "ratio": (lambda v: 0 <= v < 1, "0 (the dense network) or a share of its parameters below 1"),
-    "energy": (lambda v: 0 <= v <= 1, "0 or a share of the squared singular values, at most 1"),
-    "weight_decay": (lambda v: v >= 0, "0 or a positive number"),
-    "frobenius_decay": (lambda v: v >= 0, "0 (as weight_decay) or a positive number"),
-    "clip_norm": (lambda v: v >= 0, "0 (no clipping) or a positive number"),
-    "steps": (lambda v: v >= 0, "0 (as epochs says) or a positive whole number"),
-    "warmup_steps": (lambda v: v >= 1, "a whole number, at least 1"),
-    "validation": (lambda v: 0 <= v < 1, "a fraction of the training set: 0 <= validation < 1"),
-    "learning_rate": (lambda v: v > 0, "a positive number"),
-    "momentum": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "milestones": (
-        lambda v: all(_is_number(x) and 0 < x <= 1 for x in v) and list(v) == sorted(v),
-        "ascending fractions of the run, each in (0, 1]",
-    ),
-    "milestone_factor": (lambda v: v > 0, "a positive number"),
-    "warmup_epochs": (lambda v: v >= 0, "0 or a positive whole number"),
-    "warmup_learning_rate": (lambda v: v > 0, "a positive number"),
-    "profile_steps": (
-        lambda v: not v or (len(v) == 2 and all(type(x) is int for x in v) and 1 <= v[0] <= v[1]),
-        "two step numbers FIRST,LAST with 1 <= FIRST <= LAST, or () for none",
-    ),
-    "diagnostics_share": (lambda v: 0 < v <= 1, "a share of the time: 0 < diagnostics_share <= 1"),
-    "model.head_scale": (lambda v: 0 < v <= 1, "a share of the full head size, in (0, 1]"),
-    "label_smoothing": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "model.dropout": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "model.ffn_dropout": (lambda v: 0 <= v < 1, "a number in [0, 1)"),
-    "decoding.length_penalty": (lambda v: v >= 0, "0 or a positive number"),
-    "augment.crop": (lambda v: v >= 0, "0 (no cropping) or a positive number of pixels"),
-    "augment.cutout": (lambda v: v >= 0, "0 (none) or a positive number of pixels"),
-} | {
-    key: (lambda v: v >= 1, "a whole number, at least 1")
-    for key in (
-        "epochs",
-        "batch_size",
-        "accumulate_steps",
-        "eval_batch_size",
-        "steps_per_dispatch",
-        "checkpoint_every_epochs",
-        "keep_checkpoints",
-        "diagnostics_every",
-        "vocabulary_size",
-        "max_length",
-        "block_length",
-        "model.d_model",
-        "model.d_ff",
-        "model.heads",
-        "model.layers",
-        "model.max_length",
-        "decoding.beam",
-        "decoding.max_length",
-    )
-}
-
 
 Preset = Callable[[ConfigDict], None]
 
@@ -174,7 +96,7 @@ def apply(
     for key, value in values.items():
         group, _, last = key.rpartition(".")
         owner = config[group] if group else config
-        owner[last] = _check(key, _parse(key, value, owner.get_type(last)))
+        owner[last] = check(key, _parse(key, value, owner.get_type(last)))
     return config
 
 
@@ -211,7 +133,7 @@ def settle(config: ConfigDict) -> ConfigDict:
     if config.model.get("head_scale", 1.0) is None:
         config.model.head_scale = usual_head_scale(config)
     for key, value in flatten(config).items():
-        _check(key, value)
+        check(key, value)
     if published and config.get("validation"):
         raise RunError(
             f"validation={config.validation:g} with protocol=published: the published protocol "
@@ -219,6 +141,8 @@ def settle(config: ConfigDict) -> ConfigDict:
         )
     _settle_size(config)
     _settle_norms(config)
+    if selects_ranks(config):
+        _settle_selection(config)
     return config
 
 
@@ -252,7 +176,11 @@ def _settle_size(config: ConfigDict) -> None:
         raise RunError(
             f"overcomplete={config.overcomplete} with kind={config.kind}: tensors are never padded"
         )
-    factorized = sizes and config.method == "factorize"
+    if selects_ranks(config) and sizes:
+        raise RunError(
+            f"method={config.method} with {given}: ranks are selected in training; leave it out"
+        )
+    factorized = has_factors(config)
     if config.start and factorized and not config.init.startswith("spectral"):
         raise RunError(
             f"init={config.init} with start={config.start}: the trained kernels would be thrown "
@@ -266,8 +194,43 @@ def _settle_size(config: ConfigDict) -> None:
         )
 
 
+def _settle_selection(config: ConfigDict) -> None:
+    """Fills in the epoch of the switch; raises RunError where it could not be carried out."""
+    method, chosen = f"method={config.method}", config.selection
+    if config.steps:
+        raise RunError(f"{method} with steps={config.steps}: it counts in epochs; give epochs")
+    if not chosen.epoch:
+        share = 80 / 300 if config.method == "pufferfish" else 1 / 2
+        chosen.epoch = max(1, int(share * config.epochs))
+    if chosen.epoch >= config.epochs:
+        raise RunError(
+            f"{method} with selection.epoch={chosen.epoch} and epochs={config.epochs}: nothing "
+            "would be left to train at low rank"
+        )
+    if config.kind in TENSOR_KINDS:
+        raise RunError(f"{method} with kind={config.kind}: it selects ranks of matrices")
+    if (config.init, config.variant) != ("spectral", "flat"):
+        raise RunError(
+            f"{method} with init={config.init} and variant={config.variant}: trained kernels "
+            "become their two factors, init=spectral and variant=flat"
+        )
+
+
 def _settle_norms(config: ConfigDict) -> None:
     """Raises RunError where what is asked of factors is asked where there are none."""
+    if config.factor_norm and has_factors(config):
+        if config.decay == "frobenius":
+            raise RunError(
+                "factor_norm=True with decay=frobenius: with a norm between the factors their "
+                "product means nothing; give decay=plain, or factor_norm=False"
+            )
+        if config.merge:
+            raise RunError(
+                "factor_norm=True with merge=True: factors with a norm between cannot be merged"
+            )
+    for key in ("replay", "record_norms"):
+        if config[key] and selects_ranks(config):
+            raise RunError(f"{key}={config[key]} with method={config.method}: the run begins dense")
     for key in ("replay", "record_norms", "merge"):
         if config[key] and not has_factors(config):
             sizes = ", ".join(f"{size}={config[size]:g}" for size in SIZES)
@@ -320,20 +283,3 @@ def _parse(key: str, text: str, kind: type) -> Any:
 
 def _is_switch(config: ConfigDict, key: str) -> bool:
     return isinstance(flatten(config)[key], bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _check(key: str, value: Any) -> Any:
-    """Returns `value` if the key accepts it."""
-    if key in CHOICES and value not in CHOICES[key]:
-        near = difflib.get_close_matches(str(value), CHOICES[key], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise RunError(f"{key}={value!r}: expected one of {', '.join(CHOICES[key])}{hint}")
-    if key in _BOUNDS and value is not None:
-        accepts, words = _BOUNDS[key]
-        if (_is_number(value) and not math.isfinite(value)) or not accepts(value):
-            raise RunError(f"{key}={value!r}: expected {words}")
-    return value

@@ -52,6 +52,10 @@ class Manifest:
     progress: dict[str, Any]
     digest: str
 
+    def read_table(self) -> lrj.Table:
+        """The factorization table."""
+        return lrj.Table.from_json(self.table)
+
 
 class Checkpoints:
     """The checkpoints of one run folder.
@@ -126,6 +130,29 @@ class Checkpoints:
             )
             self._manager.wait_until_finished()
 
+    def manifest(self, step: int | None) -> Manifest:
+        """What lies beside the state of a step.
+
+        Raises:
+          RunError: there is no such checkpoint, or it is damaged.
+        """
+        if step is None:
+            raise RunError(f"{self._folder} has no checkpoint; {self._advice}")
+        try:
+            saved = self._manager.restore(
+                step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
+            )
+            fields = dict(saved["manifest"])
+            if fields.pop(CHECKSUM) != _checksum(fields):
+                raise ValueError("its checksum does not match")
+            manifest = Manifest(**fields)
+            manifest.read_table()
+        except Exception as error:
+            raise RunError(
+                f"{self._place(step)} has no readable manifest ({_short(error)}); {self._advice}"
+            ) from error
+        return manifest
+
     def restore(
         self,
         step: int | None,
@@ -150,24 +177,9 @@ class Checkpoints:
         Raises:
           RunError: the checkpoint is damaged, or of another config, factorization or data.
         """
-        if step is None:
-            raise RunError(f"{self._folder} has no checkpoint; {self._advice}")
-        place = f"checkpoint {self._folder / str(step)}"
-        advice = self._advice
-        try:
-            saved = self._manager.restore(
-                step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
-            )
-            fields = dict(saved["manifest"])
-            if fields.pop(CHECKSUM) != _checksum(fields):
-                raise ValueError("its checksum does not match")
-            manifest = Manifest(**fields)
-            saved_table = lrj.Table.from_json(manifest.table)
-        except Exception as error:
-            raise RunError(
-                f"{place} has no readable manifest ({_short(error)}); {advice}"
-            ) from error
-        differences = table.differences(saved_table)
+        manifest = self.manifest(step)
+        place, advice = self._place(step), self._advice
+        differences = table.differences(manifest.read_table())
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise RunError(f"{place} is of another factorization: {differences[0]}{more}")
@@ -192,6 +204,9 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+    def _place(self, step: int | None) -> str:
+        return f"checkpoint {self._folder / str(step)}"
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

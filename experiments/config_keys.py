@@ -47,8 +47,11 @@ SIZES = ("rank_scale", "ratio", "energy")
 # The words of `kind` for networks in which convolutions are separable, and factors tensors.
 TENSOR_KINDS = ("tensor_train", "tucker")
 
+# The words of `method` for networks that begin dense and become low rank while they are trained.
+SELECTING = ("pufferfish", "cuttlefish")
+
 # The keys that change nothing where there are no factors.
-FACTOR_KEYS = ("init", "variant", "overcomplete", "decay")
+FACTOR_KEYS = ("init", "variant", "overcomplete", "decay", "factor_norm")
 
 # Keys that came later, with the values that mean what was done before: a config.json that does not
 # have them is read as if it did.
@@ -81,6 +84,23 @@ ADDED_LATER: dict[str, Any] = {
     "decay_position": "coupled",
     "products.init": "none",
     "products.decay": "none",
+    "decay_vectors": True,
+    "warmup": "constant",
+    "factor_norm": False,
+    "selection.epoch": 0,
+    "selection.preset": "cifar",
+    "selection.window": 0,
+    "selection.tail": 0,
+    "selection.threshold": 0.0,
+    "selection.metric": "scaled_stable",
+    "selection.minimum_fraction": 0.0,
+    "selection.fraction": 0.25,
+    "selection.multiple_of": 1,
+    "selection.kept": "profile",
+    "selection.speed_up": 1.5,
+    "selection.moments": "reset",
+    "selection.rewarmup_epochs": 0,
+    "selection.recalibration_batches": 0,
 }
 
 # Keys that there were once, and that changed nothing that is computed: not read.
@@ -106,9 +126,19 @@ def complete(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in REMOVED}
 
 
-def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether kernels are stored as factors, by a config."""
+def begins_with_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether kernels are stored as factors from the beginning of a run, by a config."""
     return flat["method"] == "factorize" and any(flat[key] for key in SIZES)
+
+
+def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether kernels are stored as factors at the end of a run at the latest, by a config."""
+    return begins_with_factors(flat) or selects_ranks(flat)
+
+
+def selects_ranks(flat: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether a run begins dense and chooses ranks while it trains, by a config."""
+    return flat["method"] in SELECTING
 
 
 def usual_head_scale(flat: Mapping[str, Any] | ConfigDict) -> float:
@@ -121,10 +151,13 @@ def experiment(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     """The keys with their values that decide what is computed, flattened and in order.
 
     Two runs for which they are the same are the same experiment: keys that say how a run is carried
-    out are left out, and those of factors where there are none.
+    out are left out, those of factors where there are none, and those of the selection of ranks
+    where ranks are given.
     """
     flat = complete(config)
     idle = {*OPERATIONAL} | (set() if has_factors(flat) else {*FACTOR_KEYS})
+    if not selects_ranks(flat):
+        idle |= {key for key in flat if key.startswith("selection.")}
     return {key: flat[key] for key in sorted(flat.keys() - idle)}
 
 

@@ -5,7 +5,7 @@ The lines between are `experiments.metrics.Progress.line`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,16 @@ def at_step_0(start: Start) -> str:
     return f"{before}, {after['accuracy']:.2%} (loss {after['loss']:.3f}) factorized"
 
 
+def at_switch(split: str, scalars: Mapping[str, float]) -> str:
+    """What a network lost by becoming low rank in the middle of training."""
+
+    def told(beginning: str) -> str:
+        accuracy, loss = (scalars[f"{beginning}{split}_{name}"] for name in ("accuracy", "loss"))
+        return f"{accuracy:.2%} (loss {loss:.3f})"
+
+    return f"{split} accuracy {told('')} dense, {told('switched_')} at low rank"
+
+
 def closing(outcome: Result, workdir: Path) -> str:
     """What a run reached, and where that is written."""
     final, best, start = outcome.final, outcome.best, outcome.start
@@ -74,9 +84,11 @@ def closing(outcome: Result, workdir: Path) -> str:
         f"at epoch {best.epoch:g}"
         if best
         else None,
+        f"test {measure.told(outcome.as_dict())}" if measure.lower_is_better else None,
         *_scored(outcome),
         *_merged(outcome, workdir),
         *_replayed(outcome),
+        *_selected(outcome),
         f"diagnostics took {outcome.diagnostics_time_s / outcome.wall_time_s:.1%} of the time"
         + (f"; {outcome.diagnostics_left_out} records left out for that" * left_out),
         f"result: {workdir / RESULT}, plots: {workdir / 'plots'}",
@@ -101,6 +113,12 @@ def _merged(outcome: Result, workdir: Path) -> Iterator[str]:
             f"instead of {outcome.parameters:,}; logits differ by {compact.logit_difference:.1e} "
             f"of the largest; in {workdir / compact.file}"
         )
+
+
+def _selected(outcome: Result) -> Iterator[str]:
+    if selection := outcome.selection:
+        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in selection.seconds.items())
+        yield (f"low rank after {selection.epoch:g} epochs: {len(selection.ranks)} kernels; {took}")
 
 
 def _replayed(outcome: Result) -> Iterator[str]:

@@ -65,10 +65,7 @@ class KernelDiagnostics:
         params = plan.abstract.params
         table = plan.table
         if not table.rows:
-            try:
-                table = lrj.resolve(params, recipe.comparison_rules(config))
-            except ValueError as error:
-                raise RunError(str(error)) from error
+            table = recipe.resolve(recipe.comparison_rules(config), params)
         self._table = recipe.measured(config, table)
         groups = GROUPS if models.find(config.model.name).attention else ()
         self._products = {

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 Result = Mapping[str, Any]
 """The content of a `result.json`."""
 
@@ -39,8 +41,9 @@ class Measure:
       unit: of the score, in parentheses; '' if it has none.
       points: what differences of the score are in.
       moment: when it is measured.
-      key: of `result.json`, where the score is.
-      factor: from what is written there to the unit.
+      key: of `result.json`, where the score is, or what it is computed from.
+      computed: the score from what is written there.
+      factor: from the score to its unit.
       beside: what is told beside the score.
       notes: sentences about the score in some results.
       lower_is_better: of the score.
@@ -61,6 +64,7 @@ class Measure:
     beside: Sequence[Beside] = ()
     notes: Callable[[Sequence[Result]], list[str]] = lambda results: []
     lower_is_better: bool = False
+    computed: Callable[[float], float] = float
 
     @property
     def label(self) -> str:
@@ -78,8 +82,8 @@ class Measure:
         return self.name[0].upper() + self.name[1:]
 
     def written(self, result: Result) -> float:
-        """The score of a run as its result has it, without `factor`."""
-        return float(value_at(result, self.key))
+        """The score of a run, without `factor`."""
+        return self.computed(value_at(result, self.key))
 
     def told(self, result: Result) -> str:
         """The score of a run in words.
@@ -87,6 +91,8 @@ class Measure:
         Example:
           >>> of_task("classification").told({"final": {"accuracy": 0.5}})
           'accuracy 50.00%'
+          >>> of_task("causal_language_model").told({"final": {"loss": 3.0}})
+          'perplexity 20.09'
         """
         score = self.factor * self.written(result)
         return f"{self.name} {score:.2f}{'%' if self.factor == 100 else ''}"
@@ -152,18 +158,14 @@ _BLEU = Measure(
 
 _UNIGRAM = Beside("unigram loss", lambda result: value_at(result, "scores.unigram_loss"), digits=3)
 
-_MASKED_ACCURACY = Measure(
+_MASKED_ACCURACY = dataclasses.replace(
+    _ACCURACY,
     name="masked accuracy",
-    unit=" (%)",
-    points="percentage points",
-    moment="final",
-    key="scores.accuracy",
-    factor=100,
     per_epoch="masked accuracy",
     loss="loss per masked token",
     counted="blocks",
     beside=(
-        Beside("masked loss", lambda result: value_at(result, "scores.loss"), digits=3),
+        Beside("masked loss", lambda result: value_at(result, "final.loss"), digits=3),
         _UNIGRAM,
     ),
 )
@@ -173,14 +175,15 @@ _PERPLEXITY = Measure(
     unit="",
     points="units of perplexity",
     moment="final",
-    key="scores.perplexity",
+    key="final.loss",
+    computed=lambda loss: float(np.exp(loss)),
     factor=1,
     notes=lambda results: ["Of two perplexities the lower one is the better one."],
     lower_is_better=True,
     per_epoch="next-token accuracy",
     loss="loss per token",
     counted="blocks",
-    beside=(Beside("loss", lambda result: value_at(result, "scores.loss"), digits=3), _UNIGRAM),
+    beside=(Beside("loss", lambda result: value_at(result, "final.loss"), digits=3), _UNIGRAM),
 )
 
 _TEXT_ACCURACY = dataclasses.replace(

@@ -5,14 +5,15 @@ One JSON object a line, on disk before `write` returns:
     {"step": 39, "epoch": 1.0, "train_loss": 1.9, "validation_accuracy": 0.41, ...,
      "diagnostics_seconds": 0.05,
      "diagnostics": {"nuclear_norm": {"block_1/conv1/kernel": 12.5, ...}, ...},
-     "spectra": {"block_1/conv1/kernel": [3.1, 2.2, ...], ...}}
+     "spectra": {"block_1/conv1/kernel": [3.1, 2.2, ...], ...},
+     "selection": {"stable_rank": {"block_1/conv1/kernel": 5.2, ...}, "selected_rank": {...}}}
 
-The last three are there only where kernels were measured, which may be within an epoch; a value
-that is not a number is null. TensorBoard gets the scalars, and for each diagnostic the mean over
-the kernels, under the names of the published system (`metric/NucNorm`). The diagnostics of
-attention's products, each the mean over the heads of a module, are called `qk/nuclear_norm` and
-`ov/nuclear_norm`; beside them the tags name their groups (`metric/NucNorm-QueKey`, `-OutVal`, and
-`-Linear` for the kernels).
+The last is there while a run selects its ranks, the three before it only where kernels were
+measured, which may be within an epoch; a value that is not a number is null. TensorBoard gets the
+scalars, and for each diagnostic the mean over the kernels, under the names of the published system
+(`metric/NucNorm`). The diagnostics of attention's products, each the mean over the heads of a
+module, are called `qk/nuclear_norm` and `ov/nuclear_norm`; beside them the tags name their groups
+(`metric/NucNorm-QueKey`, `-OutVal`, and `-Linear` for the kernels).
 
 A run that resumes from a checkpoint of step s takes back what was written after it. For that to
 give the record of an uninterrupted run, write everything of a step before its checkpoint is saved.
@@ -85,6 +86,7 @@ class MetricsWriter:
         *,
         diagnostics: Mapping[str, Mapping[str, Any]] | None = None,
         spectra: Mapping[str, Any] | None = None,
+        selection: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Appends one line and the same to TensorBoard.
 
@@ -95,12 +97,15 @@ class MetricsWriter:
           diagnostics: {diagnostic: {path of the kernel: number}}, those of products as in
             {"qk/nuclear_norm": {path of the module: number}}.
           spectra: {path of the kernel: singular values, largest first}.
+          selection: {measure: {path of the kernel: number}}, what ranks are selected by.
         """
         line: dict[str, Any] = {"step": int(step), "epoch": float(epoch), **scalars}
         if diagnostics is not None:
             line["diagnostics"] = diagnostics
         if spectra is not None:
             line["spectra"] = spectra
+        if selection:
+            line["selection"] = selection
         with files.writing(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(_dump(line))
             file.flush()

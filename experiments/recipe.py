@@ -45,7 +45,7 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
     def of_rank(rank: RankRule) -> list[lrj.Rule]:
         return chosen.rules(rank, _DEPTH[config.variant])
 
-    if not config_keys.has_factors(config):
+    if not config_keys.begins_with_factors(config):
         return []
     if config.energy:
         return of_rank(lrj.Energy(config.energy))
@@ -60,15 +60,31 @@ def rules(config: ConfigDict, dense_params: Any) -> list[lrj.Rule]:
     return of_rank(lrj.RankScale(scale))
 
 
-def comparison_rules(config: ConfigDict) -> list[lrj.Rule]:
+def comparison_rules(config: ConfigDict, scale: float = 1.0) -> list[lrj.Rule]:
     """Rules that name the kernels a dense network is compared by: the ones others factorize."""
-    return _factorization(config).rules(lrj.RankScale(1.0))
+    return _factorization(config).rules(lrj.RankScale(scale))
+
+
+def resolve(rules: Sequence[lrj.Rule], dense_params: Any) -> lrj.Table:
+    """What rules factorize in a network.
+
+    Args:
+      rules: for it.
+      dense_params: arrays or shapes.
+
+    Raises:
+      RunError: a rule does not fit the network.
+    """
+    try:
+        return lrj.resolve(dense_params, rules)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def measured(config: ConfigDict, table: lrj.Table) -> lrj.Table:
     """The part of a table that diagnostics are about."""
     pattern = _factorization(config).measured
-    return _part(table, pattern) if pattern else table
+    return part(table, pattern) if pattern else table
 
 
 def initializers(config: ConfigDict, table: lrj.Table) -> list[tuple[lrj.Table, Initializer]]:
@@ -76,7 +92,7 @@ def initializers(config: ConfigDict, table: lrj.Table) -> list[tuple[lrj.Table, 
     factors."""
     if config.init == "regular":
         return [
-            (_part(table, kernels.pattern), kernels.regular)
+            (part(table, kernels.pattern), kernels.regular)
             for kernels in _factorization(config).kernels
         ]
     if config.init == "spectral":
@@ -86,12 +102,45 @@ def initializers(config: ConfigDict, table: lrj.Table) -> list[tuple[lrj.Table, 
     return [(table, lrj.variance_matched())]
 
 
-def _part(table: lrj.Table, pattern: str) -> lrj.Table:
+def part(table: lrj.Table, pattern: str) -> lrj.Table:
+    """The rows of a table whose whole paths match."""
     return lrj.Table(tuple(row for row in table.rows if re.fullmatch(pattern, row.path)))
 
 
-def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    """Learning rate by step, see `schedule` in `configs/base.py`."""
+def learning_rate(
+    config: ConfigDict, steps_per_epoch: int, switched_at: int | None = None
+) -> optax.Schedule:
+    """Learning rate by step, see `schedule` in `configs/base.py`.
+
+    Args:
+      config: the settled config.
+      steps_per_epoch: of the run.
+      switched_at: the step after which its kernels became factors in the middle of training; it
+        warms up again from there, if the config says so, and is never above what it would be.
+    """
+    usual = _usual_learning_rate(config, steps_per_epoch)
+    epochs = config.selection.rewarmup_epochs
+    if switched_at is None or not epochs:
+        return usual
+    rising = _warmup(config, epochs, steps_per_epoch)
+
+    def again(step: Any) -> Any:
+        since = step - switched_at
+        warm = jnp.minimum(rising(jnp.maximum(since, 0)), usual(step))
+        return jnp.where((since >= 0) & (since < epochs * steps_per_epoch), warm, usual(step))
+
+    return again
+
+
+def _warmup(config: ConfigDict, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate in the first epochs: see `warmup` in `configs/base.py`."""
+    first, peak = config.warmup_learning_rate, config.learning_rate
+    if config.warmup == "constant":
+        return optax.constant_schedule(first)
+    return lambda step: first + (peak - first) * (step // steps_per_epoch) / epochs
+
+
+def _usual_learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     if config.schedule == "inverse_sqrt":
         return _inverse_square_root(config)
     if config.schedule == "linear":
@@ -107,7 +156,7 @@ def learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     pieces = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
     if not warmup_steps:
         return pieces
-    warmup = optax.constant_schedule(config.warmup_learning_rate)
+    warmup = _warmup(config, config.warmup_epochs, steps_per_epoch)
     return optax.join_schedules([warmup, pieces], [warmup_steps])
 
 
@@ -180,9 +229,18 @@ def decays(config: ConfigDict, ratio: float, products: Sequence[lrj.Product] = (
     def no_kernels(params: Any) -> Any:
         return jax.tree.map(lambda alone: not alone, kernels_alone(params))
 
+    def kernels_and_tables(params: Any) -> Any:
+        """True for what has several axes, and for factorized weights."""
+        return map_kernels(lambda path, leaf: lrj.is_factorized(leaf) or leaf.ndim > 1, params)
+
     of_products = config.frobenius_decay or coefficient
     mask = None if config.decay == "frobenius" else no_kernels
-    plain = lrj.decay(coefficient, frobenius_decay=0.0, products=products)
+    plain = lrj.decay(
+        coefficient,
+        frobenius_decay=0.0,
+        products=products,
+        mask=None if config.decay_vectors else kernels_and_tables,
+    )
     factors = {"plain": coefficient, "crs": coefficient * ratio}.get(config.decay, 0.0)
     if factors:
         of_factors = optax.masked(optax.add_decayed_weights(factors), kernels_alone)
@@ -203,7 +261,7 @@ def attention_products(config: ConfigDict, params: Any, which: str) -> tuple[lrj
     Args:
       config: the settled config.
       params: arrays or shapes.
-      which: one of `arguments.CHOICES["products.decay"]`.
+      which: one of `accepted_values.CHOICES["products.decay"]`.
 
     Raises:
       RunError: the network has no attention.
@@ -241,6 +299,7 @@ def optimizer(
     ratio: float,
     norms: Mapping[str, Any] | None = None,
     products: Sequence[lrj.Product] = (),
+    switched_at: int | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum, Adam or LAMB, with decay where `decay_position` says; and what sets or
     records the outcome of a step last: pruning, and norms.
@@ -256,8 +315,9 @@ def optimizer(
       ratio: see `decays`.
       norms: what a run with `replay` sets, by path of the factorized kernel.
       products: see `decays`.
+      switched_at: see `learning_rate`.
     """
-    schedule = learning_rate(config, steps_per_epoch)
+    schedule = learning_rate(config, steps_per_epoch, switched_at)
     frobenius, plain = decays(config, ratio, products)
     coupled, decoupled = {
         "coupled": ([decay(config, ratio, products)], []),
@@ -270,9 +330,8 @@ def optimizer(
     else:
         b2, epsilon = _SECOND_MOMENT[config.optimizer]
         direction = optax.scale_by_adam(b1=config.momentum, b2=b2, eps=epsilon)
-    trust = [optax.masked(optax.scale_by_trust_ratio(), _kernels_and_tables)]
-    if config.optimizer != "lamb":
-        trust = []
+    trust_ratio = optax.masked(optax.scale_by_trust_ratio(), _kernels_and_tables)
+    trust = [trust_ratio] if config.optimizer == "lamb" else []
     descent = optax.chain(direction, *decoupled, *trust, optax.scale_by_learning_rate(schedule))
     parts = [*coupled, *clip, descent]
     if config.method == "prune":

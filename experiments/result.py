@@ -8,13 +8,15 @@
      "compact": {"parameters", "accuracy", "loss", "logit_difference", "file"} or null,
      "scores": {"split", "bleu", ...} or null where the task has no others than accuracy and loss,
      "replay": {"run", "largest_difference"} or null,
+     "selection": {"epoch", "step", "ranks": {path: rank}, "remark",
+                   "seconds": {"profiling", "measuring", "switching"}} or null,
      "steps", "epochs", "wall_time_s", "compile_time_s", "diagnostics_time_s",
      "diagnostics_left_out", "versions", "commit", "hardware"}
 
 Accuracies are fractions; multiply-adds are those of one example's forward pass, in the forms in
 which the run applies its kernels (`forms.json`). `start` is null where the run began with a random
-network, `compact` where it was not merged at the end, `replay` where no norms were set. Older files
-do not have all of these.
+network, `compact` where it was not merged at the end, `replay` where no norms were set, `selection`
+where no ranks were selected in training. Older files do not have all of these.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+import lowrank_jax as lrj
 
 FILE_NAME = "result.json"
 
@@ -119,6 +123,25 @@ class Replay:
 
 
 @dataclasses.dataclass(frozen=True)
+class Selected:
+    """The ranks that a run selected in training: by kernel, those that stayed dense left out; the
+    epochs and steps it had trained until then; what was remarked; and what timing its stacks,
+    measuring its kernels, and their decomposition took."""
+
+    epoch: float
+    step: int
+    ranks: Mapping[str, int]
+    remark: str
+    seconds: Mapping[str, float]
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, Any], table: lrj.Table) -> Selected:
+        """From the tally of a run, and what it factorized at the end."""
+        chosen = {row.path: row.rank for row in table.rows if isinstance(row.rank, int)}
+        return cls(ranks["epoch"], ranks["step"], chosen, ranks["remark"], ranks["seconds"])
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """The content of `result.json`; `as_dict` adds versions and hardware.
 
@@ -146,6 +169,7 @@ class Result:
     compact: Compact | None = None
     scores: Mapping[str, Any] | None = None
     replay: Replay | None = None
+    selection: Selected | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,9 @@
 
     config.json      the settled config
     data.json        name, origin and fingerprint of the data
-    table.json       the factorization table (table.txt: the same to read)
+    table.json       the factorization table (table.txt: the same to read); of a run that selects
+                     its ranks, empty until it has
+    kept_layers.json the times of the network's stacks, where ranks are selected by them (and .txt)
     forms.json       how each factorized kernel is applied (forms.txt: the same to read)
     metrics.jsonl    one line per record; tensorboard/ has the same
     checkpoints/     one folder per step, with a manifest
@@ -67,8 +69,14 @@ class RunFolder:
         return (self.path / RESULT).exists()
 
 
-def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> RunFolder:
+def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table | None) -> RunFolder:
     """Compares a folder with a run; writes nothing.
+
+    Args:
+      path: the folder.
+      config: of the run, settled.
+      data: that it is trained on.
+      table: what it factorizes; None where that is decided on the way.
 
     Raises:
       RunError: the folder holds another experiment, or something that is no run.
@@ -109,7 +117,7 @@ def examine(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> Run
                 f"there, {data.vocabulary} here; the same text and vocabulary_size give the same "
                 "one with the same version of SentencePiece"
             )
-    if (path / TABLE).exists():
+    if table is not None and (path / TABLE).exists():
         differences = table.differences(read_table(path))
         if differences:
             raise RunError(f"{path} holds a run with another factorization: {differences[0]}")
@@ -155,6 +163,12 @@ def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -
             files.write_text(folder.path / name, f"{content}\n")
         else:
             files.write_json(folder.path / name, content)
+
+
+def write_table(path: Path, table: lrj.Table) -> None:
+    """Keeps what a run factorizes that has decided on it on the way."""
+    files.write_text(path / TABLE_TO_READ, f"{table}\n")
+    files.write_text(path / TABLE, f"{table.to_json()}\n")
 
 
 def read_table(path: Path) -> lrj.Table:

@@ -20,11 +20,12 @@ from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import mesh as meshes
-from experiments import recipe
+from experiments import models, recipe
 from experiments.accumulation import micro_batch_size
 from experiments.errors import RunError
 from experiments.layout import is_batch_minor
 from experiments.multiply_adds import multiply_adds
+from lowrank_jax.linen import add_factor_norms
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -113,7 +114,11 @@ def missed_ratio(config: ConfigDict, reached: float) -> str | None:
 
 
 def plan(
-    config: ConfigDict, network: Any, batches_per_epoch: int, table: lrj.Table | None = None
+    config: ConfigDict,
+    network: Any,
+    batches_per_epoch: int,
+    table: lrj.Table | None = None,
+    switched_at: int | None = None,
 ) -> Plan:
     """Plans a run. One with `replay` is carried out by the plan that `replaying` makes of it.
 
@@ -123,6 +128,7 @@ def plan(
         and ``ordinary``, the dense network that ratios are relative to.
       batches_per_epoch: steps in an epoch.
       table: what is factorized, where that is known already. By default it is resolved by shapes.
+      switched_at: of a run that began dense, the step after which that was factorized.
 
     Raises:
       RunError: a rule does not fit the model, the mesh not the devices, or the number of
@@ -136,7 +142,7 @@ def plan(
         rules = recipe.rules(config, dense_params)
         found = [rule.rank.scale for rule in rules if isinstance(rule.rank, lrj.RankScale)]
         rank_scale = found[0] if config.ratio and found else None
-        table = _resolved(dense_params, rules)
+        table = recipe.resolve(rules, dense_params)
     ordinary_params, ordinary_state = _split(
         jax.eval_shape(network.ordinary.init, jax.random.key(0))
     )
@@ -144,12 +150,13 @@ def plan(
         params = lrj.factorize(dense_params, table)
     except ValueError as error:
         raise RunError(str(error)) from error
+    params, model_state = normed(config, table, Variables(params, model_state))
     dense_parameters = lrj.describe(ordinary_params).parameters
     parameters = recipe.parameters_left(config, params)
     norms = {row.path: jnp.zeros(1) for row in table.rows} if config.replay else None
     ratio = parameters / dense_parameters
     products = recipe.attention_products(config, params, config.products.decay)
-    tx = recipe.optimizer(config, batches_per_epoch, ratio, norms, products)
+    tx = recipe.optimizer(config, batches_per_epoch, ratio, norms, products, switched_at)
     try:
         opt_state = jax.eval_shape(tx.init, params)
     except ValueError as error:
@@ -170,7 +177,7 @@ def plan(
         config=config,
         table=table,
         tx=tx,
-        schedule=recipe.learning_rate(config, batches_per_epoch),
+        schedule=recipe.learning_rate(config, batches_per_epoch, switched_at),
         abstract=abstract,
         rank_scale=rank_scale,
         mesh=mesh,
@@ -202,7 +209,7 @@ def resolve(config: ConfigDict, dense_params: Any) -> lrj.Table:
     Raises:
       RunError: a rule does not fit the model.
     """
-    return _resolved(dense_params, recipe.rules(config, dense_params))
+    return recipe.resolve(recipe.rules(config, dense_params), dense_params)
 
 
 def recounted(plan: Plan, network: Any) -> Plan:
@@ -242,6 +249,7 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
             params = lrj.balance_products(params, balanced)
     except ValueError as error:
         raise RunError(str(error)) from error
+    params, model_state = normed(plan.config, plan.table, Variables(params, model_state))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -249,6 +257,19 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
         opt_state=plan.tx.init(params),
     )
     return jax.device_put(state, shardings(plan))
+
+
+def normed(config: ConfigDict, table: lrj.Table, variables: Variables) -> Variables:
+    """The variables with new norms between the factors, where the config asks for them."""
+    if not config.factor_norm:
+        return variables
+    facts = models.find(config.model.name).rank_selection
+    if facts is None or not facts.normed:
+        raise RunError(f"factor_norm=True with model={config.model.name}: it has none")
+    params, rest = variables
+    with_norm = recipe.part(table, facts.normed)
+    params, batch_stats = add_factor_norms(params, rest["batch_stats"], with_norm)
+    return Variables(params, {**rest, "batch_stats": batch_stats})
 
 
 def dense_variables(network: Any, seed: int) -> Variables:
@@ -273,13 +294,6 @@ def _multiply_adds(config: ConfigDict, network: Any, params: Any, model_state: A
     kernel depends on their number."""
     size = micro_batch_size(config.batch_size, config.accumulate_steps)
     return multiply_adds(network.apply, params, model_state, network.example(size)) // size
-
-
-def _resolved(dense_params: Any, rules: list[lrj.Rule]) -> lrj.Table:
-    try:
-        return lrj.resolve(dense_params, rules)
-    except ValueError as error:
-        raise RunError(str(error)) from error
 
 
 def _split(variables: dict[str, Any]) -> Variables:

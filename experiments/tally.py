@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.result import Best, Compact, Final, Replay, Result, Start, versions
+from experiments.result import Best, Compact, Final, Replay, Result, Selected, Start, versions
 from experiments.state import Plan
 from experiments.tasks.task import Selection, Task
 
@@ -29,6 +29,7 @@ def new(steps_per_dispatch: int) -> Tally:
         "compile_time_s": 0.0,
         "diagnostics": {"seconds": 0.0, "records": 0, "left_out": 0},
         "replayed": None,
+        "ranks": None,
         "steps_per_dispatch": steps_per_dispatch,
         "versions": versions(),
     }
@@ -109,6 +110,7 @@ def result_of(
 ) -> Result:
     """The result of a finished run."""
     final, epochs = tally["final"], step / len(task.batches(0))
+    ranks = tally["ranks"]
     return Result(
         name=config.name,
         seed=config.seed,
@@ -137,4 +139,5 @@ def result_of(
         compact=compact,
         scores=scores,
         replay=replay,
+        selection=Selected.of(ranks, plan.table) if ranks else None,
     )

@@ -24,14 +24,18 @@ from experiments import (
     arguments,
     compact,
     compilation_cache,
+    config_keys,
     console,
     files,
     forms,
     norm_record,
     plots,
     profiling,
+    rank_selection,
     recipe,
     run_folder,
+    stack_profiling,
+    switching,
     tally,
     tasks,
 )
@@ -52,6 +56,7 @@ from experiments.run_length import epochs_left, total_steps_of
 from experiments.state import Plan, TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
 from experiments.tasks.task import Task
+from lowrank_jax.rank_selection import Keep, Restructure
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -103,10 +108,14 @@ def _train(
         micro_batch_size(size, config.accumulate_steps)
     profiling.check(config.profile_steps, total_steps)
     recipe.require_peak(config, total_steps)
+    selecting = config_keys.selects_ranks(config)
+    if selecting:
+        rank_selection.check(config, plan.abstract.params)
     stop.leave_if_requested()
 
     # ---------------------------------------------------------------- the run folder
-    folder = run_folder.examine(workdir, config, task.data, plan.table)
+    # What such a run factorizes is known when it has switched; its checkpoints tell.
+    folder = run_folder.examine(workdir, config, task.data, None if selecting else plan.table)
     if folder.finished:
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
@@ -127,14 +136,23 @@ def _train(
     kept = config.checkpoint_every_epochs + 1
     selected = Checkpoints(workdir, kept, name=SELECTED) if selects and selects.kept else None
     latest = checkpoints.latest()
+    loaded, dense = task, plan
+    if selecting and latest is not None:
+        manifest = checkpoints.manifest(latest)
+        plan = switching.resumed_plan(dense, loaded.network, len(batches), manifest)
+        run_folder.write_table(workdir, plan.table)  # A kill may have come before this was done.
 
     # ---------------------------------------------------------------- how kernels are applied
-    stored = run_folder.read_forms(workdir, plan.table)
-    task, plan, applied = forms.choose(task, plan, say, stored, stop.leave_if_requested)
-    if stored is None and applied.rows:
-        if latest is not None and config.forms == "measure":
-            say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
-        run_folder.write_forms(workdir, applied)
+    def formed(plan: Plan, before: int | None) -> tuple[Task, Plan, forms.Forms]:
+        stored = run_folder.read_forms(workdir, plan.table) if plan.table.rows else None
+        task, plan, applied = forms.choose(loaded, plan, say, stored, stop.leave_if_requested)
+        if stored is None and applied.rows:
+            if before is not None and config.forms == "measure":
+                say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
+            run_folder.write_forms(workdir, applied)
+        return task, plan, applied
+
+    task, plan, applied = formed(plan, latest)
     say(console.heading(task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
@@ -168,6 +186,17 @@ def _train(
         say(f"continuing from step {latest}")
         if progress["versions"] != versions():
             say("the versions of the software have changed since: the bits may differ")
+
+    # ---------------------------------------------------------------- ranks that are selected
+    ranks = None
+    if selecting:
+        began, stacks = time.perf_counter(), None
+        if rank_selection.profiles(config):
+            stacks = stack_profiling.of_run(workdir, loaded, dense, say, stop.leave_if_requested)
+            say(str(stacks))
+        chosen = rank_selection.selector(config, dense.abstract.params, stacks)
+        ranks = rank_selection.Ranks(chosen, progress)
+        ranks.seconds["profiling"] += time.perf_counter() - began
 
     # ---------------------------------------------------------------- compiled steps
     def cuts_of(epoch: int) -> list[Dispatch]:
@@ -219,13 +248,19 @@ def _train(
             progress=progress,
         )
 
-    def write(epoch: float, scalars: dict[str, float], kernels: KernelRecord | None) -> None:
-        if kernels is None:
-            metrics.write(step, epoch, scalars)
-        else:
-            scalars = scalars | {"diagnostics_seconds": kernels.seconds}
-            diagnosed, spectra = kernels.diagnostics, kernels.spectra
-            metrics.write(step, epoch, scalars, diagnostics=diagnosed, spectra=spectra)
+    def write(
+        epoch: float,
+        scalars: dict[str, float],
+        kernels: KernelRecord | None,
+        selection: dict[str, dict[str, float]] | None = None,
+    ) -> None:
+        took = {"diagnostics_seconds": kernels.seconds} if kernels else {}
+        metrics.write(
+            *(step, epoch, scalars | took),
+            diagnostics=kernels and kernels.diagnostics,
+            spectra=kernels and kernels.spectra,
+            selection=selection,
+        )
 
     with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
         if latest is None:
@@ -238,7 +273,8 @@ def _train(
                 measured = tally.start_of(config, plan, scalars)
                 progress["start"] = dataclasses.asdict(measured)
                 say(console.at_step_0(measured))
-            write(0.0, scalars, diagnostics.measure(state.params, scalars["learning_rate"]))
+            measures = diagnostics.measure(state.params, scalars["learning_rate"])
+            write(0.0, scalars, measures, ranks.measure(state.params) if ranks else None)
             save(checkpoints, state)
         for epoch in epochs_left(step, total_steps, len(batches)):
             order = programs.order(epoch)
@@ -287,16 +323,41 @@ def _train(
                 scalars |= scores_of("validation", state)
             if last or "validation" not in task.sizes():
                 scalars |= scores_of("test", state)
-            if step >= recipe.reduced_from(config, len(batches)):
+            small = step >= recipe.reduced_from(config, len(batches))
+            if small and not (ranks is not None and ranks.open):
                 best = tally.note_best(progress, selects, scalars, done, step)
                 if best and selected is not None:
                     save(selected, Variables(state.params, state.model_state))
-            write(done, scalars, diagnostics.measure(state.params, rate) if due else None)
+            kernels = diagnostics.measure(state.params, rate) if due else None
             say(pace.line(step, done, scalars))
+
+            # ------------------------------------------------------------ a switch to low rank
+            selection, switched = None, False
+            if ranks is not None and ranks.open:
+                selection = ranks.measure(state.params)
+                decision = Keep() if last else ranks.decide()
+                if decision.remark:
+                    say(decision.remark)
+                if isinstance(decision, Restructure):
+                    say(f"after epoch {done:g} the network becomes low rank\n{decision.table}")
+                    began, switched = time.perf_counter(), True
+                    plan = states.plan(config, loaded.network, len(batches), decision.table, step)
+                    state = switching.switch(state, plan)
+                    ranks.note_switch(decision, step, done, time.perf_counter() - began)
+                    run_folder.write_table(workdir, plan.table)
+                    task, plan, _ = formed(plan, None)
+                    programs = compiled(task, plan)
+                    state = switching.recalibrated(state, task, plan, arrays, progress)
+                    diagnostics = KernelDiagnostics(config, plan, progress)
+                    split = "validation" if "validation" in task.sizes() else "test"
+                    after = scores_of(split, state)
+                    scalars |= {f"switched_{name}": value for name, value in after.items()}
+                    say(console.at_switch(split, scalars))
+            write(done, scalars, kernels, selection)
             if last:
                 progress["final"] = scalars
             stopping = stop.requested
-            if last or stopping or done % config.checkpoint_every_epochs == 0:
+            if last or stopping or switched or done % config.checkpoint_every_epochs == 0:
                 save(checkpoints, state)
             if stopping and not last:
                 raise Stopped(f"stopped at step {step}; start again to continue")

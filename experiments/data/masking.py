@@ -24,7 +24,7 @@ class Masked(NamedTuple):
 
     Attributes:
       tokens: int32 `(L,)`, what the network gets.
-      places: int32 `(K,)`, where it is asked; `K` is `places_of(L)`.
+      places: int32 `(K,)`, where it is asked; `K` is `number_of_places(L)`.
       targets: int32 `(K,)`, what was there.
       counted: bool `(K,)`: False on places that are asked in vain, in rows that are not full.
     """
@@ -35,10 +35,10 @@ class Masked(NamedTuple):
     counted: jax.Array
 
 
-def places_of(length: int) -> int:
+def number_of_places(length: int) -> int:
     """The number of places of a full row of this length, its BOS included.
 
-    >>> places_of(128)
+    >>> number_of_places(128)
     19
     """
     return max(1, round(SHARE * (length - 1)))
@@ -58,7 +58,7 @@ def mask(key: jax.Array, row: jax.Array, vocabulary: int) -> Masked:
       vocabulary: number of pieces.
     """
     place_key, kind_key, any_key = jax.random.split(key, 3)
-    size = places_of(len(row))
+    size = number_of_places(len(row))
     maskable = is_subword(row)
     score = jnp.where(maskable, jax.random.uniform(place_key, row.shape), -1.0)
     _, places = jax.lax.top_k(score, size)

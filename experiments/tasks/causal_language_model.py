@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.special_tokens import BOS, EOS, PAD
+from experiments.tasks import vocabulary_kept
 from experiments.tasks.language_modelling import Asked, LanguageModelling
 from experiments.tasks.text_network import Rows, TextNetwork
 
@@ -24,7 +25,7 @@ def network(config: ConfigDict) -> TextNetwork:
       RunError: the model is unknown, or refuses a value.
     """
     # The last token of a block is predicted, and predicts nothing.
-    return TextNetwork.of(config, config.block_length - 1, {})
+    return TextNetwork.of(config, config.block_length - 1, vocabulary=config.vocabulary_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,7 @@ class CausalLanguageModelling(LanguageModelling):
     unit: ClassVar[str] = "tokens"
     first_asked: ClassVar[int] = EOS
 
-    @staticmethod
-    def build(config: ConfigDict) -> TextNetwork:
-        """See `network`."""
-        return network(config)
+    build = staticmethod(network)
 
     def ask(self, blocks: jax.Array, keys: jax.Array) -> Asked:
         """Every token but the first; nothing is random."""
@@ -48,6 +46,6 @@ class CausalLanguageModelling(LanguageModelling):
         """From token ids to logits."""
         return (
             "    logits = model.apply(variables, tokens, False)\n"
-            "tokens: ids of vocabulary.model in the run folder, int32 (batch, length), "
+            f"tokens: ids of {vocabulary_kept.FILE_NAME} in the run folder, int32 (batch, length), "
             f"BOS ({BOS}) first; logits at a position are those of the next token"
         )

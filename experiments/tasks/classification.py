@@ -60,16 +60,17 @@ class Network(DenseNetwork):
           RunError: the model is unknown, or refuses a value.
         """
 
-        def build(kind: str) -> nn.Module:
+        def build(kind: str | None) -> nn.Module:
+            normed = {"factor_norm": True} if config.factor_norm and kind is not None else {}
             return models.build(
-                config.model,
+                {**config.model, **normed},
                 num_classes,
                 kind=kind,
                 precision=config.precision,
                 remat=config.remat,
             )
 
-        return cls(build(config.kind), build("conv"), image_size)
+        return cls(build(config.kind), build(None), image_size)
 
     def init(self, key: jax.Array) -> Any:
         """The dense variables of the model: ``params`` and what else it keeps."""
@@ -125,13 +126,7 @@ class Classification:
           RunError: the data cannot be had, the batch is larger than the training set, or the
             augmentation leaves nothing of an image.
         """
-        data = load(
-            config.data.name,
-            source=config.data.source,
-            download=config.data.download,
-            dir=config.data.dir or None,
-            tfds_dir=config.data.tfds_dir or None,
-        )
+        data = load(**config.data)
         published = config.protocol == "published"
         splits = _split(data, config)
         on = "validation" if "validation" in splits else ("test" if published else None)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments.data.masking import mask, places_of
+from experiments.data.masking import mask, number_of_places
 from experiments.special_tokens import BOS, MASK
+from experiments.tasks import vocabulary_kept
 from experiments.tasks.language_modelling import Asked, LanguageModelling
 from experiments.tasks.text_network import TextNetwork
 
@@ -34,7 +35,7 @@ class Network(TextNetwork):
     def example(self, batch_size: int) -> MaskedRows:
         """The shape of the model's input."""
         (tokens,) = super().example(batch_size)
-        shape = (batch_size, places_of(self.length))
+        shape = (batch_size, number_of_places(self.length))
         return MaskedRows(tokens, jax.ShapeDtypeStruct(shape, jnp.int32))
 
     def random_inputs(self, key: jax.Array, batch_size: int) -> MaskedRows:
@@ -50,7 +51,7 @@ def network(config: ConfigDict) -> Network:
     Raises:
       RunError: the model is unknown, or refuses a value.
     """
-    return Network.of(config, config.block_length, {})
+    return Network.of(config, config.block_length, vocabulary=config.vocabulary_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,7 @@ class MaskedLanguageModelling(LanguageModelling):
     unit: ClassVar[str] = "masked tokens"
     first_asked: ClassVar[int] = MASK + 1
 
-    @staticmethod
-    def build(config: ConfigDict) -> Network:
-        """See `network`."""
-        return network(config)
+    build = staticmethod(network)
 
     def ask(self, blocks: jax.Array, keys: jax.Array) -> Asked:
         """Some subwords of each block, masked."""
@@ -74,7 +72,7 @@ class MaskedLanguageModelling(LanguageModelling):
         """From token ids to logits."""
         return (
             "    logits = model.apply(variables, tokens, places, False)\n"
-            f"tokens: ids of vocabulary.model in the run folder, int32 (batch, "
+            f"tokens: ids of {vocabulary_kept.FILE_NAME} in the run folder, int32 (batch, "
             f"{self.network.length}), BOS ({BOS}) first and MASK ({MASK}) where a token is hidden; "
             "places: int32 (batch, any), the positions whose logits are wanted"
         )

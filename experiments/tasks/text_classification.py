@@ -25,6 +25,7 @@ from experiments.data.labelled_text import load_labelled_text
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
+from experiments.tasks import vocabulary_kept
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_network import Rows, TextNetwork
@@ -46,7 +47,9 @@ def network(config: ConfigDict) -> TextNetwork:
       RunError: the data set has no classes, or the model is unknown or refuses a value.
     """
     classes = len(text_set(config.data.name).labels)
-    return TextNetwork.of(config, config.max_length, {"classes": classes})
+    return TextNetwork.of(
+        config, config.max_length, vocabulary=config.vocabulary_size, classes=classes
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +76,7 @@ class TextClassification(TextTask):
         require_text_config(config, ("linear", "projections"))
         made = network(config)
         text = load_labelled_text(
-            config.data.name,
-            source=config.data.source,
-            download=config.data.download,
-            dir=config.data.dir or None,
-            tfds_dir=config.data.tfds_dir or None,
+            **config.data,
             vocabulary=vocabulary_of(config, folder),
             max_length=config.max_length,
         )
@@ -107,7 +106,7 @@ class TextClassification(TextTask):
         """From token ids to logits."""
         return (
             "    logits = model.apply(variables, tokens, False)\n"
-            f"tokens: ids of vocabulary.model in the run folder, int32 (batch, at most "
+            f"tokens: ids of {vocabulary_kept.FILE_NAME} in the run folder, int32 (batch, at most "
             f"{self.network.length}), BOS ({BOS}) first and EOS ({EOS}) last, filled up with PAD "
             f"({PAD}); classes in order: {', '.join(self.labels)}"
         )

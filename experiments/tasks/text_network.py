@@ -1,9 +1,8 @@
-"""The dense network of a task on single texts: from rows of tokens, all of one length."""
+"""The dense network of a task on text: from rows of tokens, all of one length."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -37,13 +36,13 @@ class TextNetwork(DenseNetwork):
     length: int
 
     @classmethod
-    def of(cls, config: ConfigDict, length: int, sizes: Mapping[str, int]) -> Self:
+    def of(cls, config: ConfigDict, length: int, **sizes: int) -> Self:
         """The network of a settled config.
 
         Args:
           config: settled.
           length: of a row.
-          sizes: of the model, what the data decide besides the vocabulary.
+          sizes: the fields of the model that the data decide, e.g. `vocabulary`.
 
         Raises:
           RunError: the model is unknown, or refuses a value.
@@ -58,7 +57,7 @@ class TextNetwork(DenseNetwork):
             return models.build_for(
                 config.task,
                 with_head_size(config.model, head_scale),
-                {"vocabulary": config.vocabulary_size, **sizes},
+                sizes,
                 kind=config.kind,
                 precision=config.precision,
                 remat=config.remat,

@@ -25,26 +25,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import files, models
+from experiments import files
 from experiments.bleu import bleu
 from experiments.data.buckets import Buckets
 from experiments.data.translation_data import TokenPairs, TranslationData, load_translation
 from experiments.data.vocabulary import Vocabulary
 from experiments.decoding.translate import translate
-from experiments.errors import RunError
-from experiments.models.head_size import with_head_size
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
 from experiments.tasks import vocabulary_kept
-from experiments.tasks.dense_network import DenseNetwork
 from experiments.tasks.task import Batch, Selection
+from experiments.tasks.text_network import TextNetwork
 from experiments.tasks.vocabulary_kept import (
     KeepsVocabulary,
     require_text_config,
     vocabulary_of,
 )
-from lowrank_jax.linen import lift
 
 TRANSLATIONS = "translations.txt"
 
@@ -56,22 +53,9 @@ class Rows(NamedTuple):
     target: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Network(DenseNetwork):
-    """The dense network of the task: how to make it and how to apply it, data apart.
-
-    Attributes:
-      model: from source rows and the targets before each place to logits.
-      ordinary_model: the one that ratios are relative to, with attention heads of full size.
-      length: tokens of a row in what multiply-adds are counted for.
-    """
-
-    length: int
-
-    def init(self, key: jax.Array) -> Any:
-        """The dense variables of the model: ``params``."""
-        rows = jnp.zeros((1, 1), jnp.int32)
-        return self.model.init(key, rows, rows, False)
+class Network(TextNetwork):
+    """See `TextNetwork`. The target rows of its input are what the model is given, and `length` is
+    that of the rows that multiply-adds are counted for."""
 
     def example(self, tokens: int) -> Rows:
         """The shape of the model's input with about this many tokens on each side."""
@@ -89,10 +73,6 @@ class Network(DenseNetwork):
             )
         )
 
-    def apply(self, params: Any, model_state: Any, rows: Rows) -> Any:
-        """Logits in evaluation mode; the target rows are those that the model is given."""
-        return self.model.apply({"params": params, **model_state}, rows.source, rows.target, False)
-
 
 def network(config: ConfigDict) -> Network:
     """The network of a settled config; the text need not be there.
@@ -100,24 +80,8 @@ def network(config: ConfigDict) -> Network:
     Raises:
       RunError: the model is unknown, or refuses a value.
     """
-
-    def build(head_scale: float) -> Any:
-        size = config.vocabulary_size
-        return models.build_for(
-            "translation",
-            with_head_size(config.model, head_scale),
-            {"vocab_source": size, "vocab_target": size},
-            kind=config.kind,
-            precision=config.precision,
-            remat=config.remat,
-        )
-
-    if config.model.max_length < config.max_length:
-        raise RunError(
-            f"max_length={config.max_length}: the model has {config.model.max_length} positions; "
-            "raise model.max_length"
-        )
-    return Network(lift(build(config.model.head_scale)), build(1.0), config.max_length)
+    size = config.vocabulary_size
+    return Network.of(config, config.max_length, vocab_source=size, vocab_target=size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +122,7 @@ class Translation(KeepsVocabulary):
         require_text_config(config, ("linear",))
         made = network(config)
         text = load_translation(
-            config.data.name,
-            source=config.data.source,
-            download=config.data.download,
-            dir=config.data.dir or None,
-            tfds_dir=config.data.tfds_dir or None,
+            **config.data,
             vocabulary=vocabulary_of(config, folder),
             max_length=config.max_length,
         )

@@ -12,10 +12,10 @@ from planned_runs import settled
 ROOT = Path(__file__).parents[2]
 SWEEPS = {
     "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
-    "translation": 858, "pretraining_small": 24,
+    "translation": 858,
 }  # fmt: skip
 # Those that do not have all of their settings with every seed; each has a test of its own.
-UNEVEN = {"translation_small"}
+UNEVEN = {"translation_small", "pretraining_small"}
 
 pytestmark = pytest.mark.usefixtures("at_the_root")
 
@@ -229,12 +229,17 @@ def test_pretraining_small_fine_tunes_every_network_as_it_was_pretrained():
         (0.5, "qk_ov", "qk_ov", 0.1),
         (0.5, "qk_ov", "qk_ov", 1.0),
     ]
-    found = Counter((c["task"], bool(c["start"]), tuple(c[key] for key in keys)) for c in configs)
-    assert found == {
-        **dict.fromkeys((("masked_language_model", False, m) for m in methods), 2),
-        **dict.fromkeys((("text_classification", True, m) for m in methods), 2),
-        **dict.fromkeys((("text_classification", False, m) for m in methods[:2]), 2),
-    }
+    for seed, all_of in ((1, methods), (2, methods[:4])):
+        found = Counter(
+            (c["task"], bool(c["start"]), tuple(c[key] for key in keys))
+            for c in configs
+            if c["seed"] == seed
+        )
+        assert found == {
+            **dict.fromkeys((("masked_language_model", False, m) for m in all_of), 1),
+            **dict.fromkeys((("text_classification", True, m) for m in all_of), 1),
+            **dict.fromkeys((("text_classification", False, m) for m in methods[:2]), 1),
+        }
     folders = {str(run.folder): c for run, c in zip(runs, configs, strict=True)}
     same = ("seed", "vocabulary_size", *keys)
     for config in configs:

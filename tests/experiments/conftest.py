@@ -1,4 +1,5 @@
-"""Fixtures of the experiments' tests: a cache away from the user's, the tiny model, and its run."""
+"""Fixtures of the experiments' tests: a cache away from the user's, the tiny model, its run, and a
+little text."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import little_texts
 import pytest
 import tiny_runs
 from tiny_main import ENTRY
@@ -50,6 +52,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", ENTRY)
         return tiny_runs.train(tmp_path_factory.mktemp("finished") / "run")
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a little data set of text; who changes it writes another one."""
+    return little_texts.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run can be stopped at any of its lines."""
+    monkeypatch.setattr("experiments.train._SECONDS_BETWEEN_LINES", 0.0)
 
 
 @pytest.fixture

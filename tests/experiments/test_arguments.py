@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, pretraining, translation
-from experiments import arguments, config_keys
+from experiments import accepted_values, arguments, config_keys
 from experiments.errors import RunError
 
 
@@ -109,5 +109,5 @@ def test_settle_checks_what_flags_have_set():
 def test_every_key_with_a_choice_or_a_bound_exists():
     configs = base.get_config(), translation.get_config(), pretraining.get_config()
     keys = {key for config in configs for key in config_keys.flatten(config)}
-    assert set(arguments.CHOICES) <= keys
-    assert set(arguments._BOUNDS) <= keys
+    assert set(accepted_values.CHOICES) <= keys
+    assert set(accepted_values.BOUNDS) <= keys

@@ -21,27 +21,19 @@ from experiments.restored_run import RestoredRun
 from experiments.stopping import Stopped
 from experiments.tasks.text_network import Rows
 
-
-@pytest.fixture(autouse=True)
-def every_step_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.train._SECONDS_BETWEEN_LINES", 0.0)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return little_texts.write_text(tmp_path_factory.mktemp("text"))
+pytestmark = pytest.mark.usefixtures("every_step_is_told")
 
 
 @pytest.fixture(scope="module")
 def pretrained(
-    data: str, tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path
+    text_data: str, tmp_path_factory: pytest.TempPathFactory, compilation_cache: Path
 ) -> Path:
     folder = tmp_path_factory.mktemp("run") / "pretrained"
-    return little_texts.train(little_texts.pretrain(data), folder)
+    return little_texts.train(little_texts.pretrain(text_data), folder)
 
 
-def test_sums_count_every_paragraph_once(data: str) -> None:
-    task = tasks.load(arguments.settle(little_texts.fine_tune(data, rank_scale=0.0)))
+def test_sums_count_every_paragraph_once(text_data: str) -> None:
+    task = tasks.load(arguments.settle(little_texts.fine_tune(text_data, rank_scale=0.0)))
     assert task.labels == ("animals", "plants")
     variables = jax.jit(task.network.init)(jax.random.key(0))
     split = task.splits["test"]
@@ -58,9 +50,9 @@ def test_sums_count_every_paragraph_once(data: str) -> None:
 
 
 def test_the_encoder_and_the_vocabulary_are_the_pretrained_ones(
-    data: str, pretrained: Path
+    text_data: str, pretrained: Path
 ) -> None:
-    config = arguments.settle(little_texts.fine_tune(data, start=str(pretrained)))
+    config = arguments.settle(little_texts.fine_tune(text_data, start=str(pretrained)))
     task = tasks.load(config)
     assert task.vocabulary.model == (pretrained / "vocabulary.model").read_bytes()
     start = starts.load(config, task.network, task.data)
@@ -88,10 +80,12 @@ def test_the_encoder_and_the_vocabulary_are_the_pretrained_ones(
 
 
 def test_fine_tuning_learns_and_resumes_with_the_same_bits(
-    data: str, pretrained: Path, tmp_path: Path
+    text_data: str, pretrained: Path, tmp_path: Path
 ) -> None:
     def config():
-        return little_texts.fine_tune(data, "learning_rate=0.02,epochs=4", start=str(pretrained))
+        return little_texts.fine_tune(
+            text_data, "learning_rate=0.02,epochs=4", start=str(pretrained)
+        )
 
     said: list[str] = []
     whole = little_texts.train(config(), tmp_path / "whole", said.append)
@@ -119,17 +113,19 @@ def test_fine_tuning_learns_and_resumes_with_the_same_bits(
     ],
 )
 def test_a_start_that_does_not_fit_is_refused(
-    keys: dict, words: str, data: str, pretrained: Path
+    keys: dict, words: str, text_data: str, pretrained: Path
 ) -> None:
-    config = arguments.settle(little_texts.fine_tune(data, start=str(pretrained), **keys))
+    config = arguments.settle(little_texts.fine_tune(text_data, start=str(pretrained), **keys))
     with pytest.raises(RunError, match=words):
         task = tasks.load(config)
         starts.load(config, task.network, task.data)
 
 
-def test_starts_of_other_tasks_are_refused(data: str, pretrained: Path, tmp_path: Path) -> None:
+def test_starts_of_other_tasks_are_refused(
+    text_data: str, pretrained: Path, tmp_path: Path
+) -> None:
     argument = "task=causal_language_model"
-    config = little_texts.pretrain(data, argument, start=str(pretrained))
+    config = little_texts.pretrain(text_data, argument, start=str(pretrained))
     config = arguments.settle(config)
     with pytest.raises(RunError, match="task is 'masked_language_model' there"):
         starts.load(config, tasks.network(config))
@@ -140,7 +136,7 @@ def test_starts_of_other_tasks_are_refused(data: str, pretrained: Path, tmp_path
         arguments.settle(little_texts.fine_tune(little_texts.write_text(tmp_path / "t"), ""))
     ).vocabulary.train(["some other words of a text", "x"], 300, control_pieces=("<mask>",))
     (copied / "vocabulary.model").write_bytes(other.model)
-    config = arguments.settle(little_texts.fine_tune(data, start=str(copied)))
+    config = arguments.settle(little_texts.fine_tune(text_data, start=str(copied)))
     task = tasks.load(config)
     with pytest.raises(RunError, match="trained with the vocabulary"):
         starts.load(config, task.network, task.data)
@@ -163,13 +159,13 @@ def test_a_text_that_changed_since_is_no_text_to_test_on(pretrained: Path, tmp_p
         tasks.load(config)
 
 
-def test_text_without_labels_is_refused(data: str) -> None:
-    config = arguments.settle(little_texts.fine_tune(data.replace("*/*", "plants/*")))
+def test_text_without_labels_is_refused(text_data: str) -> None:
+    config = arguments.settle(little_texts.fine_tune(text_data.replace("*/*", "plants/*")))
     with pytest.raises(RunError, match="has no labels"):
         tasks.load(config)
 
 
-def test_describe_needs_no_training(data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    argument = f"{little_texts.FINE_TUNING},data={data}"
+def test_describe_needs_no_training(text_data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argument = f"{little_texts.FINE_TUNING},data={text_data}"
     describe.run(["describe", f"--config=configs/fine_tuning.py:{argument}"])
     assert "encoder/layer_0/feed_forward/up/kernel" in capsys.readouterr().out

@@ -183,11 +183,11 @@ def test_a_run_keeps_its_vocabulary_and_scores_its_translations(
         assert bounds == pytest.approx(norms, rel=1e-5)
 
 
+@pytest.mark.usefixtures("every_step_is_told")
 @pytest.mark.parametrize("moment", ["step 1/", pytest.param("translating", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_bits(
-    finished: Path, text: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+    finished: Path, text: Path, tmp_path: Path, moment: str
 ) -> None:
-    monkeypatch.setattr("experiments.train._SECONDS_BETWEEN_LINES", 0.0)
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
         little_translations.train(folder, text, tiny_runs.sigterm_at(moment))

@@ -23,7 +23,8 @@ from flax import linen as nn
 
 import lowrank_jax as lrj
 from experiments import command_line, main, models
-from lowrank_jax.linen import Conv, Dense
+from experiments.models.rank_selection import RankSelection, Stack
+from lowrank_jax.linen import Conv, Dense, FactorNormConv
 
 
 class Tiny(nn.Module):
@@ -32,6 +33,7 @@ class Tiny(nn.Module):
     num_classes: int
     depth: int = 20
     width: int = 1
+    factor_norm: bool = False
     dtype: Any = None
     remat: bool = False  # There is nothing that could be computed again.
 
@@ -39,15 +41,34 @@ class Tiny(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
         x = nn.relu(conv(4, strides=4, name="stem")(x))
-        x = conv(8, strides=2, name="conv")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x))
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, dtype=self.dtype
+        )
+        factorized = functools.partial(conv, strides=2)
+        if self.factor_norm:
+            factorized = functools.partial(
+                FactorNormConv, norm=norm, **factorized.keywords
+            )
+        x = factorized(8, name="conv")(x)
+        x = nn.relu(norm(name="norm")(x))
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
-FACTORIZATION = models.Factorization(
-    lrj.SpatialLowRank, [models.Kernels(r"conv/kernel", lrj.regular())]
+_KERNELS = [models.Kernels(r"conv/kernel", lrj.regular())]
+FACTORIZATION = models.Factorization(lrj.SpatialLowRank, _KERNELS)
+ENTRY = models.Entry(
+    Tiny,
+    "imagenet",
+    {"conv": FACTORIZATION, "channel": models.Factorization(lrj.ChannelLowRank, _KERNELS)},
+    rank_selection=RankSelection(
+        candidates=r"conv/kernel",
+        tracked=r"conv/kernel",
+        kept="",
+        kept_by_pufferfish="",
+        stacks=(Stack("first", "stem"), Stack("second", "conv")),
+        normed=r"conv/kernel",
+    ),
 )
-ENTRY = models.Entry(Tiny, "imagenet", {"conv": FACTORIZATION})
 
 
 def _kill_at_call(function: Callable[..., Any], number: int) -> Callable[..., Any]:

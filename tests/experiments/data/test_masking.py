@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.data.masking import is_subword, mask, places_of
+from experiments.data.masking import is_subword, mask, number_of_places
 from experiments.special_tokens import BOS, EOS, MASK, PAD
 
 VOCABULARY = 1000
@@ -28,7 +28,7 @@ def masked(tokens: jax.Array, seed: int = 0):
 def test_fifteen_percent_of_which_eighty_ten_and_ten() -> None:
     tokens = rows(4000)
     found = masked(tokens)
-    assert found.places.shape == (4000, places_of(LENGTH)) == (4000, 19)
+    assert found.places.shape == (4000, number_of_places(LENGTH)) == (4000, 19)
     assert bool(found.counted.all())
     np.testing.assert_allclose(found.counted.sum() / (4000 * (LENGTH - 1)), 0.15, atol=5e-4)
     now = jnp.take_along_axis(found.tokens, found.places, 1)
