@@ -93,7 +93,7 @@ class Setting:
       name: the method in words.
       apart: what else sets it apart from the other settings of its section: {key of the config:
         words, such as 'weight_decay=5e-05'}.
-      size: what it was asked to become; None for the dense network.
+      size: what it was asked to become; None for the dense network, and where ranks are selected.
     """
 
     name: str
@@ -120,11 +120,17 @@ class Setting:
         """Whether it is the ordinary dense network, which ratios are relative to."""
         config = self.runs[0].config
         ordinary = config["kind"] not in config_keys.TENSOR_KINDS
-        return self.size is None and ordinary and not setting_names.smaller_heads(config)
+        whole = not setting_names.smaller_heads(config)
+        return setting_names.dense(config) and ordinary and whole
 
     @property
     def pruned(self) -> bool:
         return setting_names.pruned(self.runs[0].config)
+
+    @property
+    def selects_ranks(self) -> bool:
+        """Whether it becomes low rank in the middle of training."""
+        return config_keys.selects_ranks(self.runs[0].config)
 
     @property
     def parameters(self) -> int:
@@ -193,8 +199,9 @@ def load_run(folder: Path) -> Run:
             raise RunError(f"{path} is not a complete result: {key} is {value!r}")
     config = config_keys.experiment(content["config"])
     del config["seed"]
-    if not setting_names.concerned("frobenius_decay", config):
-        config["frobenius_decay"] = 0.0  # What it is set to changes nothing.
+    for key in ("frobenius_decay", "kind"):
+        if not setting_names.concerned(key, config):
+            config[key] = config_keys.ADDED_LATER[key]  # What it is set to changes nothing.
     # Each seed begins with, or replays, a run of its own, whose path differs by the seed alone.
     for key in ("start", "replay"):
         if key in config:
@@ -286,11 +293,18 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     told = {*setting_names.METHOD_KEYS, *config_keys.SIZES, *by_name}
     keys = {key for config in configs for key in config if not setting_names.of_network(key)} - told
 
-    def differs(key: str) -> bool:
-        concerned = [config for config in configs if setting_names.concerned(key, config)]
-        return len({config.get(key) for config in concerned}) > 1
+    values: dict[tuple[str, Any], set[Any]] = {}
+    for config in configs:
+        for key in keys:
+            if setting_names.concerned(key, config):
+                among = setting_names.comparable(key, config)
+                values.setdefault((key, among), set()).add(config.get(key))
 
-    differing = [key for key in sorted(keys) if differs(key)]
+    def told_of(key: str, config: Mapping[str, Any]) -> bool:
+        concerned = key in config and setting_names.concerned(key, config)
+        return concerned and len(values[key, setting_names.comparable(key, config)]) > 1
+
+    differing = [key for key in sorted(keys) if any(told_of(key, config) for config in configs)]
     last = [key.rpartition(".")[2] for key in differing]
     # A key goes by its last part where that is clear ('cutout'), else by its whole path.
     short = {k: (s if last.count(s) == 1 and s != "name" else k)
@@ -299,7 +313,7 @@ def _other_words(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         {
             key: f"{short[key]}={setting_names.as_written(config[key])}"
             for key in differing
-            if key in config and setting_names.concerned(key, config)
+            if told_of(key, config)
         }
         for config in configs
     ]

@@ -116,7 +116,8 @@ def _merged(outcome: Result, workdir: Path) -> Iterator[str]:
 
 
 def _selected(outcome: Result) -> Iterator[str]:
-    if selection := outcome.selection:
+    selection = outcome.selection
+    if selection is not None and selection.epoch is not None:
         took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in selection.seconds.items())
         yield (f"low rank after {selection.epoch:g} epochs: {len(selection.ranks)} kernels; {took}")
 

@@ -176,7 +176,7 @@ def decide(
         return Forms()
     began = time.perf_counter()
     params, model_state = states.abstract_variables(plan)
-    found = applications(network.apply, params, model_state, network.example(_local_batch(plan)))
+    found = applications(network.apply, params, model_state, network.example(local_batch(plan)))
     rows = [_counted(path, applied) for path, applied in found.items()]
     # Processes that measure for themselves may decide differently, and wait for each other forever.
     if plan.config.forms == "count" or jax.process_count() > 1:
@@ -212,7 +212,7 @@ def decide(
     return Forms(tuple(rows), len(missing), time.perf_counter() - began if missing else 0.0)
 
 
-def _local_batch(plan: Plan) -> int:
+def local_batch(plan: Plan) -> int:
     """Examples that one device takes at once."""
     size = micro_batch_size(plan.config.batch_size, plan.config.accumulate_steps)
     parts = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]

@@ -33,7 +33,7 @@ from experiments.restored_run import RestoredRun
 from experiments.result import hardware
 
 _SECONDS = 3.0  # For the turns at one batch size, unless the fewest take longer.
-_FEWEST_TURNS, _MOST_TURNS = 3, 100
+_FEWEST_TURNS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,30 +186,28 @@ def _latencies(
     network = next(iter(contenders.values())).network
     example = network.example(batch_size)
     inputs = network.random_inputs(jax.random.key(batch_size), batch_size)
-    trials: dict[str, tuple[float, str]] = {}
+    layouts: dict[str, str] = {}
     for form, one in contenders.items():
-        same = [other for other in trials if contenders[other].functions is one.functions]
-        trials[form] = trials[same[0]] if same else _fastest(one, inputs)
-    turns = {form: one.turn(trials[form][1], inputs) for form, one in contenders.items()}
-    round_seconds = sum(seconds for seconds, _ in trials.values())
-    rounds = max(_FEWEST_TURNS, min(_MOST_TURNS, int(_SECONDS / round_seconds)))
-    seconds = alternate(turns, rounds, say).seconds
+        same = [other for other in layouts if contenders[other].functions is one.functions]
+        layouts[form] = layouts[same[0]] if same else _fastest(one, inputs)
+    turns = {form: one.turn(layouts[form], inputs) for form, one in contenders.items()}
+    seconds = alternate(turns, _FEWEST_TURNS, say, seconds=_SECONDS).seconds
     found = {}
     for form, one in contenders.items():
         low, median, high = statistics.quantiles(seconds[form], n=4, method="inclusive")
         count = multiply_adds(one.network.apply, one.params, one.model_state, example)
         found[form] = Latency(
-            batch_size, count // batch_size, trials[form][1], rounds, low, median, high
+            batch_size, count // batch_size, layouts[form], len(seconds[form]), low, median, high
         )
     return found
 
 
-def _fastest(contender: _Contender, inputs: jax.Array) -> tuple[float, str]:
-    """Seconds and layout of the shortest call, of one in each layout."""
+def _fastest(contender: _Contender, inputs: jax.Array) -> str:
+    """The layout of the shortest call, of one in each layout."""
 
     def second_call(layout: str) -> float:
         turn = contender.turn(layout, inputs)
         turn()  # This one compiles.
         return turn()
 
-    return min((second_call(layout), layout) for layout in contender.functions)
+    return min(contender.functions, key=second_call)

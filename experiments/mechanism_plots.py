@@ -182,9 +182,12 @@ def of_products(line: Line) -> bool:
 
 
 def kernels(lines: Sequence[Line]) -> list[str]:
-    """The paths of the kernels whose spectra were recorded, in natural order."""
-    found = {path for line in lines for path in line.get("spectra", {})}
-    return sorted(found, key=natural_order)
+    """The paths of the kernels whose spectra were recorded every time, in natural order.
+
+    Kernels that stay dense where others become factors in training are measured until then alone.
+    """
+    found = [set(line["spectra"]) for line in lines if line.get("spectra")]
+    return sorted(set.intersection(*found) if found else (), key=natural_order)
 
 
 def _nuclear_bound(line: Line, group: str) -> float:
@@ -286,7 +289,10 @@ def _scale(axis: Axes, curves: Sequence[Sequence[Curve]], always_logarithmic: bo
 
 
 def _spectra(panel: Panel) -> Curve:
-    """Epochs, and the singular values there, (epochs, rank)."""
+    """Epochs, and the singular values there, (epochs, rank); NaN where a rank was smaller."""
     lines = [line for line in panel.lines if panel.path in line.get("spectra", {})]
-    values = np.array([line["spectra"][panel.path] for line in lines], float)
+    spectra = [line["spectra"][panel.path] for line in lines]
+    values = np.full((len(spectra), max(map(len, spectra))), np.nan)
+    for row, found in zip(values, spectra, strict=True):
+        row[: len(found)] = found
     return np.array([line["epoch"] for line in lines], float), above_zero(values)

@@ -7,7 +7,8 @@ network in its corner; and compact models beside the networks that were trained 
     | SI + FD     |                – | 90.35 ± 0.20 (3) | 88.92 ± 0.31 (3) |
     | parameters  |          464,154 |  46,425 (10.00%) |   23,190 (5.00%) |
 
-A size is what was asked for; the parameters are those that came of it.
+A size is what was asked for; the parameters are those that came of it. Methods that select ranks
+in training ask for none, and share a column.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from experiments import setting_names
 from experiments.comparison import Setting
 
-_NOTHING = "–"
+NOTHING = "–"
 
 
 def method_table(settings: Sequence[Setting]) -> str:
@@ -30,20 +31,23 @@ def method_table(settings: Sequence[Setting]) -> str:
       settings: in the order in which methods are to stand; sizes stand from large to small.
     """
     methods = list(dict.fromkeys(setting.method for setting in settings))
-    sizes = sorted({setting.size for setting in settings}, key=_size_place)
-    cells = {(setting.method, setting.size): setting for setting in settings}
-    heads = [setting_names.size_name(size) if size else "dense" for size in sizes]
+    columns = sorted({_column(setting) for setting in settings})
+    cells = {(setting.method, _column(setting)): setting for setting in settings}
     section = settings[0].runs[0].section
-    rows = [f"| {section.network} | {' | '.join(heads)} |", f"|---|{'--:|' * len(sizes)}"]
+    rows = [
+        f"| {section.network} | {' | '.join(head for *_, head in columns)} |",
+        f"|---|{'--:|' * len(columns)}",
+    ]
     for method in methods:
-        found = [cells.get((method, size)) for size in sizes]
-        rows.append(_row(method, [_score(setting) if setting else _NOTHING for setting in found]))
+        found = [cells.get((method, column)) for column in columns]
+        rows.append(row(method, [score(setting) if setting else NOTHING for setting in found]))
     for name, pruned in (("parameters", False), ("nonzero parameters, pruning", True)):
         if any(setting.pruned == pruned for setting in settings):
             counted = [
-                [s for s in settings if s.size == size and s.pruned == pruned] for size in sizes
+                [s for s in settings if _column(s) == column and s.pruned == pruned]
+                for column in columns
             ]
-            rows.append(_row(name, [_parameters(column) for column in counted]))
+            rows.append(row(name, [parameters(column) for column in counted]))
     split, measure = section.split.capitalize(), section.measure
     notes = [f"{split} {measure.label}: mean ± standard deviation over seeds (number of seeds)."]
     notes += measure.notes([run.result for setting in settings for run in setting.runs])
@@ -79,14 +83,14 @@ def compact_table(settings: Sequence[Setting]) -> str:
     ]
     for setting in [*(s for s in settings if s.dense), *merged]:
         compact = _compact(setting)
-        count, mean, difference = [_NOTHING] * 3
+        count, mean, difference = [NOTHING] * 3
         if compact:
             counts = sorted({found["parameters"] for found in compact})
             count = " to ".join(f"{found:,}" for found in counts)
             mean = f"{100 * np.mean([found['accuracy'] for found in compact]):.2f}"
             difference = f"{max(found['logit_difference'] for found in compact):.1e}"
         rows.append(
-            _row(
+            row(
                 setting.label,
                 [
                     *(f"{setting.parameters:,}", count, str(len(setting.runs))),
@@ -102,23 +106,32 @@ def _compact(setting: Setting) -> list[Mapping[str, Any]]:
     return [compact for run in setting.runs if (compact := run.result.get("compact"))]
 
 
-def _size_place(size: setting_names.Size | None) -> tuple:
-    """The dense network first, then each kind of size from large to small."""
-    return (size is not None, *((size[0], -size[1]) if size else ()))
-
-
-def _row(name: str, cells: Sequence[str]) -> str:
+def row(name: str, cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def _score(setting: Setting) -> str:
+def score(setting: Setting) -> str:
+    """Mean ± standard deviation over the seeds, and their number."""
     scores = setting.scores
     deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
     return f"{scores.mean():.2f}{deviation} ({len(scores)})"
 
 
-def _parameters(settings: Sequence[Setting]) -> str:
+def parameters(settings: Sequence[Setting]) -> str:
     """The number, and its share of the dense network's; from fewest to most where they differ."""
     counts = {run.result["parameters"]: run.result["ratio"] for s in settings for run in s.runs}
     ends = [f"{count:,} ({counts[count]:.2%})" for count in sorted(counts)]
-    return " to ".join([ends[0], *ends[1:][-1:]]) if ends else _NOTHING
+    return " to ".join([ends[0], *ends[1:][-1:]]) if ends else NOTHING
+
+
+def _column(setting: Setting) -> tuple[int, str, float, str]:
+    """What to sort columns by, and the head of the column at its end.
+
+    Dense networks come first, then each kind of size from large to small, and the ranks that are
+    selected in training last.
+    """
+    if setting.size:
+        key, value = setting.size
+        return 1, key, -value, setting_names.size_name(setting.size)
+    return (2, "", 0.0, "selected ranks") if setting.selects_ranks else (0, "", 0.0, "dense")

@@ -1,4 +1,5 @@
-"""Plots of one run from its `metrics.jsonl`, drawn at its end into its folder plots/.
+"""Plots of one run from its `metrics.jsonl`, drawn at its end into its folder plots/; of a run that
+selected its ranks also from its table and the times of its stacks.
 
 Every other function takes the lines of the record and returns a `matplotlib.figure.Figure`, or None
 where the data for it was not recorded.
@@ -14,7 +15,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import files, measures, mechanism_plots
+from experiments import (
+    files,
+    measures,
+    mechanism_plots,
+    rank_plots,
+    recorded_ranks,
+    stack_plot,
+)
 from experiments.measures import Measure
 from experiments.metrics import columns, read_metrics
 from experiments.plot_style import (
@@ -55,6 +63,8 @@ def run_plots(folder: str | os.PathLike[str]) -> list[Path]:
         ),
         "spectra": spectra(lines),
         "spectra_over_time": mechanism_plots.spectra_over_time(kernels),
+        "selected_ranks": _selected_ranks(Path(folder), lines),
+        "stack_times": _stack_times(Path(folder)),
     }
     paths = []
     for name, figure in figures.items():
@@ -106,6 +116,20 @@ def spectra(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
         log_ticks(axes[0].yaxis, *axes[0].get_ylim())
         legend_below(figure, axes)
     return figure
+
+
+def _selected_ranks(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Figure | None:
+    table = recorded_ranks.table(folder)
+    if table is None:
+        return None
+    return rank_plots.while_training(rank_plots.SelectingRun("", lines, table))
+
+
+def _stack_times(folder: Path) -> Figure | None:
+    profile = recorded_ranks.profile(folder)
+    if profile is None:
+        return None
+    return stack_plot.stack_times(profile, profile.kept)
 
 
 def _first_middle_last(lines: Sequence[Mapping[str, Any]]) -> list[str]:

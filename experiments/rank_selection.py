@@ -107,21 +107,6 @@ def selector(config: ConfigDict, dense_params: Any, profile: KeptLayers | None) 
         raise RunError(f"selection: {error}") from error
 
 
-def kept_stacks(profile: KeptLayers) -> tuple[str, ...]:
-    """The stacks that stay dense; where none is worth it, all before the one that gains most.
-
-    Example:
-      >>> from lowrank_jax.rank_selection import StackTime
-      >>> times = (StackTime("a", 1.0, 1.1), StackTime("b", 1.0, 0.9), StackTime("c", 1.0, 1.0))
-      >>> kept_stacks(KeptLayers(times))
-      ('a',)
-    """
-    if len(profile.kept) < len(profile.times):
-        return profile.kept
-    fastest = max(profile.times, key=lambda time: time.speed_up)
-    return tuple(time.name for time in profile.times[: profile.times.index(fastest)])
-
-
 def check(config: ConfigDict, dense_params: Any) -> None:
     """Raises RunError where the selector could not be made, before anything is timed or written."""
     if profiles(config):
@@ -215,8 +200,7 @@ def _kept_pattern(config: ConfigDict, profile: KeptLayers | None) -> str:
         return facts.kept_by_pufferfish if config.method == "pufferfish" else facts.kept
     if kept == PROFILE:
         assert profile is not None
-        names = kept_stacks(profile)
-        blocks = [stack.blocks for stack in facts.stacks if stack.name in names]
+        blocks = [stack.blocks for stack in facts.stacks if stack.name in profile.kept]
         return "|".join(rf"(?:{pattern})/.*" for pattern in blocks)
     try:
         re.compile(kept)

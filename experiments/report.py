@@ -8,11 +8,12 @@ with its plots beside it. All figures come from `result.json` and `metrics.jsonl
 give the same report.
 
 Each network, on each data set (by fingerprint) and measured split, has a section of its own: the
-methods at the sizes that were asked for, every setting with its cost, differences from a baseline,
-the score against parameters, the time until a target accuracy, compact models beside the networks
-that they were merged from, and what decay does to the kernels. Differences are taken between runs
-of the same seed; with fewer than three there is no claim. The score is what the task is judged by
-(`experiments.measures`): accuracy, or BLEU.
+methods at the sizes that were asked for, every setting with its cost, the ranks that were selected
+in training and what that took, differences from a baseline, the score against parameters, the time
+until a target accuracy, compact models beside the networks that they were merged from, and what
+decay does to the kernels. Differences are taken between runs of the same seed; with fewer than
+three there is no claim. The score is what the task is judged by (`experiments.measures`): accuracy,
+BLEU, or perplexity.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ from experiments.comparison import (
     t_interval,
 )
 from experiments.errors import RunError
+from experiments.machines import machine, times_note
 from experiments.measures import Beside
 from experiments.method_tables import compact_table, method_table
 from experiments.metrics import FILE_NAME as METRICS_FILE
 from experiments.metrics import columns, read_metrics
 from experiments.report_figures import SectionFigures
+from experiments.selection_table import selection_table
 from experiments.time_to_accuracy import Records, time_table
 
 
@@ -85,6 +88,8 @@ def report(
         parts.append(_heading(section, settings))
         parts.append(method_table(settings))
         parts.append(_cost_table(settings, section))
+        parts.append(selection_table(settings, records))
+        parts.append(figures.ranks())
         parts.append(_comparisons(settings, _choose(settings, baseline)))
         parts.append(figures.scores())
         parts.append(time_table(settings, records, curve_split, target))
@@ -166,7 +171,8 @@ def _cost_table(settings: Sequence[Setting], section: Section) -> str:
             f"| {scores.mean():.2f} | {deviation} | {scores.min():.2f} – {scores.max():.2f} "
             f"| {''.join(found)}{setting.mean('wall_time_s') / 60:.1f} |"
         )
-    return "\n".join(rows) + "\n"
+    note = times_note([run.result for setting in settings for run in setting.runs])
+    return "\n".join([*rows, "", note]) + "\n"
 
 
 def _values(beside: Beside, setting: Setting) -> np.ndarray:
@@ -279,11 +285,7 @@ def _provenance(runs: Sequence[Run]) -> str:
         commits.append(f"{commit['hash'][:12]}{dirty}" if commit else "not recorded")
         found = run.result.get("versions") or {}
         versions.append(", ".join(f"{name} {found[name]}" for name in sorted(found) if found[name]))
-        device = run.result.get("hardware") or {}
-        hardware.append(
-            f"{device.get('device_count')} x {device.get('device_kind')}, {device.get('cpu')}, "
-            f"{device.get('cores')} cores"
-        )
+        hardware.append(machine(run.result))
     return (
         f"Source: commit {distinct(commits)}. Versions: {distinct(versions)}. "
         f"Hardware: {distinct(hardware)}.\n"

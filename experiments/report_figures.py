@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import mechanism_plots, plot_style, report_plots, setting_names
+import lowrank_jax as lrj
+from experiments import (
+    mechanism_plots,
+    plot_style,
+    rank_plots,
+    recorded_ranks,
+    report_plots,
+    setting_names,
+)
 from experiments.comparison import Section, Setting, decay_studies
 from experiments.metrics import columns
 from experiments.report_plots import SettingData
@@ -20,6 +29,20 @@ _SPREAD = "Bars and bands reach from the worst to the best seed.\n"
 _NO_COMMON_SCALE = (
     " Under decay_position=published the gradient of Frobenius decay passes through clipping and "
     "momentum, and weight decay does not, so that their coefficients have no common scale."
+)
+_SELECTED_RANKS = (
+    "Over the epochs the rank that each kernel would get by its stable rank, until the switch; "
+    "from there on the rank of its factors, as a thicker line. Of the first seed of each setting."
+)
+_FINAL_RANKS = (
+    "The ranks of the kernels in the end, and the parameters of their factors, as shares of full "
+    "rank and of the dense kernel's parameters. A kernel that stays dense is at 1. Full rank is "
+    "that of the matrix as which factors of a kind read a kernel: parameters compare in any case, "
+    "ranks between factors of one kind. Bands reach from the lowest to the highest seed."
+)
+_BEFORE_AND_AFTER = (
+    " Where ranks are selected in training, the kernels are all that could be factorized until the "
+    "switch, and from there on those that are."
 )
 _OVER_TIME_WORDS = (
     "Over the epochs, means over the kernels that are factorized (in a dense network, would be) "
@@ -102,6 +125,38 @@ class SectionFigures:
         shown = [self._show(name, figure) for name, figure in figures.items()]
         return "\n".join([*filter(None, shown), _SPREAD]) if any(shown) else ""
 
+    def ranks(self) -> str:
+        """The ranks of the kernels; '' where none were selected in training."""
+        if not any(setting.selects_ranks for setting in self._settings):
+            return ""
+        title = self._section.title
+        tables = {setting.label: self._tables(setting) for setting in self._settings}
+        followed = [
+            rank_plots.SelectingRun(setting.label, self._records[run.folder], table)
+            for setting in self._settings
+            for run in setting.runs[:1]
+            if (table := tables[setting.label].get(run.folder)) and run.folder in self._records
+        ]
+        small = [s for s in self._settings if any(t.rows for t in tables[s.label].values())]
+        chosen = spread(small, mechanism_plots.MOST_SETTINGS)
+        ranks = [rank_plots.FinalRanks(s.label, [*tables[s.label].values()]) for s in chosen]
+        candidates = map(recorded_ranks.candidates, self._records.values())
+        kernels = list(itertools.chain.from_iterable(candidates))
+        figures = {
+            "selected_ranks": (rank_plots.selected_ranks(followed, title), _SELECTED_RANKS),
+            "final_ranks": (
+                rank_plots.final_ranks(ranks, kernels, title),
+                _FINAL_RANKS + _left_out(small, chosen),
+            ),
+        }
+        shown = [(words, self._show(name, figure)) for name, (figure, words) in figures.items()]
+        return "\n".join(f"{words}\n\n{image}" for words, image in shown if image)
+
+    def _tables(self, setting: Setting) -> dict[Path, lrj.Table]:
+        """What its runs factorized, by their folders, as far as these tell."""
+        found = {run.folder: recorded_ranks.table(run.folder) for run in setting.runs}
+        return {folder: table for folder, table in found.items() if table is not None}
+
     def mechanisms(self) -> str:
         """What decay does to the score and to the kernels; '' where nothing of it was recorded."""
         parts = []
@@ -147,7 +202,9 @@ class SectionFigures:
         if over_time:
             lines = (line for setting in recorded for run in setting.runs for line in run)
             products = _OF_PRODUCTS if any(map(mechanism_plots.of_products, lines)) else ""
-            parts.append(f"{_OVER_TIME_WORDS}{products}{_left_out(measured, chosen)}\n")
+            switches = _BEFORE_AND_AFTER if any(s.selects_ranks for s in chosen) else ""
+            left_out = _left_out(measured, chosen)
+            parts.append(f"{_OVER_TIME_WORDS}{products}{switches}{left_out}\n")
             parts += over_time
         parts += self._spectra(measured)
         return "\n".join(["### Mechanisms\n", *parts]) if parts else ""
@@ -192,6 +249,7 @@ class SectionFigures:
         return SettingData(
             method=setting.method,
             size=setting_names.size_name(setting.size) if setting.size else "",
+            dense=setting_names.dense(setting.runs[0].config),
             parameters=setting.parameters,
             decay=setting_names.DECAYS_BY_KEY[key],
             coefficient=coefficient,
@@ -205,10 +263,12 @@ class SectionFigures:
 
     def _title_and_names(self) -> tuple[str, Callable[[Setting], str]]:
         """A size that all have in common is told by the title, and not by their names."""
-        sizes = {setting.size for setting in self._settings if setting.size}
-        if len(sizes) != 1:
+        small = [s for s in self._settings if not setting_names.dense(s.runs[0].config)]
+        sizes = {setting.size for setting in small}
+        asked = next(iter(sizes)) if len(sizes) == 1 else None
+        if asked is None:
             return self._section.title, lambda setting: setting.label
-        common = setting_names.size_name(*sizes)
+        common = setting_names.size_name(asked)
         return f"{self._section.title}, {common}", lambda setting: setting.method
 
     def _lines(self, setting: Setting) -> list[Sequence[Mapping[str, Any]]]:

@@ -41,7 +41,8 @@ class SettingData:
     """What the plots show of one setting.
 
     Attributes:
-      method, size: in words; the size is '' for the dense network.
+      method, size: in words; the size is '' for a dense network, and where ranks are selected.
+      dense: whether it is a dense network.
       parameters: of the network.
       decay: which decay the coefficient is of, in words.
       coefficient: of decay.
@@ -51,15 +52,12 @@ class SettingData:
 
     method: str
     size: str
+    dense: bool
     parameters: int
     decay: str
     coefficient: float
     scores: Sequence[float]
     curves: Sequence[Curve]
-
-    @property
-    def dense(self) -> bool:
-        return not self.size
 
     @property
     def label(self) -> str:
@@ -149,10 +147,10 @@ def learning_curves(settings: Sequence[SettingData], title: str, accuracy: str) 
     if not settings:
         return None
     colours = colours_of((setting.method, setting.dense) for setting in settings)
-    sizes = list(dict.fromkeys(setting.size for setting in settings if not setting.dense))
+    sizes = list(dict.fromkeys(setting.size for setting in settings if setting.size))
     with panels(1, 1, (6.4, 3.6)) as (figure, (axis,)):
         for setting in settings:
-            style = "-" if setting.dense else _STYLES[sizes.index(setting.size) % len(_STYLES)]
+            style = _STYLES[sizes.index(setting.size) % len(_STYLES)] if setting.size else "-"
             label = f"{setting.label} (n = {sum(len(epochs) > 0 for epochs, _ in setting.curves)})"
             _learning_curve(axis, setting, label, colours[setting.method], style)
         axis.set_title(title)

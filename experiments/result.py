@@ -125,11 +125,11 @@ class Replay:
 @dataclasses.dataclass(frozen=True)
 class Selected:
     """The ranks that a run selected in training: by kernel, those that stayed dense left out; the
-    epochs and steps it had trained until then; what was remarked; and what timing its stacks,
-    measuring its kernels, and their decomposition took."""
+    epochs and steps it had trained until then (None: it stayed dense); what was remarked; and what
+    timing its stacks, measuring its kernels, and their decomposition took."""
 
-    epoch: float
-    step: int
+    epoch: float | None
+    step: int | None
     ranks: Mapping[str, int]
     remark: str
     seconds: Mapping[str, float]

@@ -3,6 +3,7 @@
     the network   ResNet-32, width 0.25
     the method    dense, regular, SI, FD, SI + FD, pruning; "regular" is regular initialization with
                   plain decay, SI spectral initialization, FD Frobenius decay
+                  Pufferfish, Cuttlefish + FD: low rank from the middle of training on
     the products  QK and OV products: SI + FD, of the queries and keys, and the outputs and values,
                   of attention, which the schemes are applied to as they are to factors
     the size      rank scale 0.111, ratio 0.1, energy 0.9
@@ -24,28 +25,38 @@ Size = tuple[str, float]
 
 _HEAD_SCALE = "model.head_scale"
 
-METHOD_KEYS = ("method", "kind", "variant", "init", "decay", "products.init", "products.decay")
+METHOD_KEYS = (
+    *("method", "kind", "variant", "init", "decay", "factor_norm"),
+    *("products.init", "products.decay"),
+)
 """The keys that the name of a method tells all about."""
 
 _NETWORKS = {
     "resnet": "ResNet-{depth}",
     "projection_resnet": "ResNet-{depth} (64/128/256)",
     "vgg": "VGG-{depth}",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "wide_resnet50": "WRN-50-2",
+    "resmlp": "ResMLP-{layers}",
 }
+_DEIT = {192: "tiny", 384: "small", 768: "base"}  # By the features of a token.
 _OF_LAYERS = {
     "transformer": "Transformer",
     "bert": "BERT",
     "bert_classifier": "BERT classifier",
     "gpt": "GPT",
 }
-# In the order of the tables; what comes first is the usual way and has no word of its own.
+# In the order of the tables; '' is the usual way, which has no word of its own.
 _KINDS = {
-    "conv": "",
+    "conv": "spatial factors",
+    "channel": "channel factors",
     "linear": "",
     "projections": "attention projections",
     "tensor_train": "tensor train",
     "tucker": "Tucker",
 }
+_OF_CONVOLUTIONS = ("conv", "channel")
 _VARIANTS = {"flat": "", "deep": "deep"}
 _DECAYS = {"plain": "", "none": "no decay", "crs": "CRS", "frobenius": "FD"}
 _INITS = {
@@ -54,6 +65,8 @@ _INITS = {
     "variance_matched": "variance-matched",
     "spectral_ones": "SI with ones",
 }
+_SELECTING = {"pufferfish": "Pufferfish", "cuttlefish": "Cuttlefish"}
+_FACTOR_NORM = "norms between factors"
 _PRODUCTS = ("none", "qk", "ov", "qk_ov")
 _RUNS = {"replay": "norms replayed", "start": "pre-trained"}
 _EXPLANATIONS = {
@@ -64,6 +77,13 @@ _EXPLANATIONS = {
     "FD": "FD: Frobenius decay",
     "CRS": "CRS: plain decay of the factors, scaled by the compression rate",
     "no decay": "no decay: the factors are not decayed",
+    "Pufferfish": "Pufferfish: dense for a given number of epochs, then low rank at a given share "
+    "of full rank",
+    "Cuttlefish": "Cuttlefish: dense until the stable ranks of the kernels have settled, then low "
+    "rank at the ranks that follow from them",
+    _FACTOR_NORM: "norms between factors: a batch norm between the two factors of each convolution",
+    "spatial factors": "spatial factors: of a k x k convolution, k x 1 and 1 x k",
+    "channel factors": "channel factors: of a k x k convolution, k x k to fewer channels and 1 x 1",
     "deep": "deep: a square matrix between the two factors",
     "QK": "QK products: of queries and keys, each attention head by itself",
     "OV": "OV products: of outputs and values, each attention head by itself",
@@ -87,12 +107,20 @@ def network_name(config: Config) -> str:
         return f"{_OF_LAYERS[model]} {config['model.d_model']}, {layers} layer{'s' * (layers != 1)}"
     if model == "wide_resnet":
         return f"WRN-{config['model.depth']}-{10 * width:g}"
-    name = _NETWORKS.get(model, model + " of depth {depth}").format(depth=config.get("model.depth"))
+    if model == "deit":
+        features = config["model.d_model"]
+        return f"DeiT-{_DEIT.get(features, features)}"
+    name = _NETWORKS.get(model, model + " of depth {depth}").format(
+        # What is not said is as published.
+        depth=config.get("model.depth"),
+        layers=config.get("model.layers", 36),
+    )
     return name if width == 1 else f"{name}, width {width:g}"
 
 
 def size(config: Config) -> Size | None:
-    """How large the network was asked to become; None for a dense one."""
+    """How large the network was asked to become; None for a dense one, and where ranks are
+    selected in training."""
     return next(((key, config[key]) for key in config_keys.SIZES if config.get(key)), None)
 
 
@@ -104,6 +132,11 @@ def size_name(asked: Size) -> str:
       'rank scale 0.111'
     """
     return f"{asked[0].replace('_', ' ')} {as_written(asked[1])}"
+
+
+def dense(config: Config) -> bool:
+    """Whether all kernels stay as they are, neither factorized nor pruned."""
+    return not (config_keys.has_factors(config) or pruned(config))
 
 
 def pruned(config: Config) -> bool:
@@ -152,8 +185,9 @@ def decay_key(config: Config) -> str:
 def concerned(key: str, config: Config) -> bool:
     """Whether a key says something about a run that its other keys do not.
 
-    Those of the factors say nothing where there are none, `frobenius_decay` where it is 0
-    (as `weight_decay`) or nothing decays that way, and the size of heads where it is the usual one.
+    Those of the factors say nothing where there are none, nor how convolutions are factorized,
+    `frobenius_decay` where it is 0 (as `weight_decay`) or nothing decays that way, and the size of
+    heads where it is the usual one.
     """
     factors = config_keys.has_factors(config)
     if key == "frobenius_decay":
@@ -162,7 +196,17 @@ def concerned(key: str, config: Config) -> bool:
     if key == _HEAD_SCALE:
         usual = config_keys.usual_head_scale(config)
         return config.get(key, usual) != usual
+    if key == "kind":
+        return factors or config[key] not in _OF_CONVOLUTIONS
     return factors or key not in config_keys.FACTOR_KEYS
+
+
+def comparable(key: str, config: Config) -> Any:
+    """Among which settings a difference in a key is told: those for which this is equal.
+
+    How ranks are selected has usual values for each method, which its name stands for.
+    """
+    return config["method"] if key.startswith("selection.") else None
 
 
 def method_name(config: Config) -> str:
@@ -173,29 +217,33 @@ def method_name(config: Config) -> str:
       ...              "rank_scale": 0, "energy": 0, "init": "spectral", "decay": "frobenius"})
       'SI + FD'
     """
-    kind = _KINDS.get(config["kind"], config["kind"])
+    selects = config_keys.selects_ranks(config)
+    usual = config["kind"] == ("channel" if selects else "conv")
+    told = concerned("kind", config) and not usual
+    kind = _KINDS.get(config["kind"], config["kind"]) if told else ""
     of_runs = [word for key, word in _RUNS.items() if NAMED_RUNS[key](config)]
     if not config_keys.has_factors(config):
         parts = [kind, "pruning" if pruned(config) else "dense", *_of_products(config), *of_runs]
         return ", ".join(filter(None, parts))
     variant = _VARIANTS.get(config["variant"], config["variant"])
-    init = _INITS.get(config["init"], config["init"])
+    init = _SELECTING[config["method"]] if selects else _INITS.get(config["init"], config["init"])
     decay = _DECAYS.get(config["decay"], config["decay"])
     apart = [decay] if decay == "no decay" else []
     joined = " + ".join(word for word in (init, decay) if word and word not in apart)
+    apart += [_FACTOR_NORM] if config.get("factor_norm") else []
     apart += [*_of_products(config), *of_runs]
     return ", ".join(filter(None, [kind, variant, joined or "regular", *apart]))
 
 
 def method_order(config: Config) -> tuple[int, ...]:
     """A sort key: dense, then regular, SI, FD, SI + FD, those again with products of attention,
-    and pruning last."""
+    methods that select ranks in training, and pruning last."""
 
     def place(key: str, words: Iterable[str]) -> int:
         return [*words, config.get(key)].index(config.get(key))
 
     return (
-        *(int(size(config) is not None), int(pruned(config))),
+        *(int(not dense(config)), int(pruned(config)), place("method", ("factorize", *_SELECTING))),
         *(place("kind", _KINDS), place("variant", _VARIANTS)),
         *(place("products.decay", _PRODUCTS), place("products.init", _PRODUCTS)),
         *(place("decay", _DECAYS), place("init", _INITS)),

@@ -2,7 +2,8 @@
 
 It is the accuracy that is recorded after each epoch, of images or of target tokens; so times are
 whole epochs. A record holds no clock: minutes are the run's wall time without compilation, times
-the share of its steps that were done.
+the share of its steps that were done, as if all steps took the same time; what came before the
+first step is counted whole.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments import measures
 from experiments.comparison import Run, Setting
+from experiments.machines import ONE_MACHINE
 from experiments.metrics import columns
 
 DENSE_SHARE = 0.95
@@ -48,13 +51,14 @@ def first_reached(
     for line in lines:
         accuracy = line.get(f"{split}_accuracy")
         if accuracy is not None and accuracy >= target:
-            seconds = run.result["wall_time_s"] - run.result["compile_time_s"]
+            before = measures.value_at(run.result, "selection.seconds.profiling") or 0.0
+            seconds = run.result["wall_time_s"] - run.result["compile_time_s"] - before
             step = line["step"]
             return Reached(
                 epoch=line["epoch"],
                 steps=step,
                 examples=step * run.config["batch_size"],
-                minutes=seconds * step / run.result["steps"] / 60,
+                minutes=(before + seconds * step / run.result["steps"]) / 60,
             )
     return None
 
@@ -89,10 +93,16 @@ def time_table(
     origin = f" ({DENSE_SHARE:.0%} of the dense network's mean at the end)" if given is None else ""
     section = settings[0].runs[0].section
     measure = section.measure
+    evenly = ""
+    if any(setting.selects_ranks for setting in settings):
+        evenly = (
+            ", as if steps before and after a switch to low rank took the same time; the profiling "
+            "of stacks comes before the first step"
+        )
     rows = [
         f"Until {100 * target:.2f} % {split} {measure.per_epoch}{origin} was first measured; means "
         "over the runs that reached it. Accuracy is measured once an epoch. Minutes: the share of "
-        "the steps times the wall time without compilation.\n",
+        f"the steps times the wall time without compilation{evenly}. {ONE_MACHINE}.\n",
         f"| {section.network} | parameters | runs that reached it | epochs "
         f"| steps | {measure.counted} | minutes |",
         "|---|--:|--:|--:|--:|--:|--:|",

@@ -24,6 +24,7 @@ Turn = Callable[[], float]
 Say = Callable[[str], None]
 
 _WARM_UP = 2
+_MOST = 100  # Alternations, of those that are only made because there is time.
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -65,6 +66,7 @@ def alternate(
     alternations: int,
     say: Say,
     clock: Callable[[], float] = time.monotonic,
+    seconds: float = 0.0,
 ) -> Samples:
     """Warms every contender up, then lets them take turns.
 
@@ -73,24 +75,27 @@ def alternate(
       alternations: how many turns each of them gets.
       say: where progress goes: a line every ten seconds, with the time left.
       clock: seconds from any origin, for the progress.
+      seconds: where more alternations fit in so many seconds, by the last turns of the warm-up,
+        there are as many as fit, at most a hundred.
 
     Raises:
       RunError: fewer than one alternation.
     """
     if alternations < 1:
         raise RunError(f"alternations={alternations}: expected a whole number, at least 1")
-    for turn in turns.values():
-        for _ in range(_WARM_UP):
-            turn()
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(_WARM_UP):
+        together = sum(turn() for turn in turns.values())
+    if seconds:
+        alternations = max(alternations, min(_MOST, int(seconds / together)))
+    taken: dict[str, list[float]] = {name: [] for name in turns}
     started = told = clock()
     for done in range(1, alternations + 1):
         # Nobody always follows the same neighbour, whose leavings in the caches would be his.
         for name in random.Random(done).sample(list(turns), len(turns)):
-            seconds[name].append(turns[name]())
+            taken[name].append(turns[name]())
         now = clock()
         if now - told >= _SECONDS_BETWEEN_LINES and done < alternations:
             told = now
             left = (now - started) / done * (alternations - done)
             say(f"  alternation {done}/{alternations}, {duration(left)} left")
-    return Samples({name: tuple(values) for name, values in seconds.items()})
+    return Samples({name: tuple(values) for name, values in taken.items()})

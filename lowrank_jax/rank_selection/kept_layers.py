@@ -7,6 +7,9 @@ one that is faster by the threshold; that one and all after it are factorized:
 
     speed-up = dense seconds / factorized seconds,     kept: all before the first with >= threshold
 
+Where no stack reaches the threshold there is no speed to be won, and still a smaller network: then
+those before the one that gains most stay dense.
+
 Source: Wang et al., "Cuttlefish", MLSys 2023 (arXiv 2305.02538); a ratio of 1/4 and a threshold of
 1.5 are said to be the paper's. Its public programs print the times, and people decide.
 """
@@ -68,13 +71,16 @@ class KeptLayers:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The stacks that stay dense: all of them, if none reaches the threshold."""
-        names = []
-        for time in self.times:
-            if time.speed_up >= self.threshold:
-                break
-            names.append(time.name)
-        return tuple(names)
+        """The stacks that stay dense."""
+        speed_ups = [time.speed_up for time in self.times]
+        enough = min(self.threshold, max(speed_ups))
+        first = next(at for at, speed_up in enumerate(speed_ups) if speed_up >= enough)
+        return tuple(time.name for time in self.times[:first])
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether any stack reaches the threshold."""
+        return any(time.speed_up >= self.threshold for time in self.times)
 
     def to_json(self) -> str:
         """JSON text; :meth:`from_json` reads it back, and computes what follows from the times."""
@@ -121,5 +127,12 @@ class KeptLayers:
             ]
             lines.append("  ".join([name.ljust(widths[0]), *cells, verdict]).rstrip())
         lines.insert(1, "  ".join("-" * width for width in widths))
-        lines.append(f"factorized from the first stack on whose speed-up is {self.threshold:g}")
+        if self.worth_it:
+            last = f"factorized from the first stack on whose speed-up is {self.threshold:g}"
+        else:
+            last = (
+                f"NO STACK IS {self.threshold:g} TIMES AS FAST: factorized from the one on that "
+                "gains most, for its parameters"
+            )
+        lines.append(last)
         return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -38,6 +38,7 @@ def write_record(
     diagnostics: Literal["none", "epochs", "steps"] = "steps",
     scale: float = 1.0,
     products: bool = False,
+    kernels: Sequence[str] = KERNELS,
 ) -> None:
     """A metrics.jsonl whose accuracy climbs to `accuracy` (a fraction) in the last epoch.
 
@@ -50,6 +51,7 @@ def write_record(
         alone and without the effective learning rate.
       scale: of the kernels.
       products: whether those of attention are measured, too, as those of `product_norms`.
+      kernels: the paths of those that are measured.
     """
     ends = {STEPS * epoch for epoch in range(epochs + 1)}
     due = {"none": set(), "epochs": ends, "steps": {*range(0, max(ends), 30), max(ends)}}
@@ -73,7 +75,7 @@ def write_record(
                 path: np.float32(
                     2 * scale * np.exp(-(1 + 2 * learned) * np.linspace(0, 1, 5 + index))
                 )
-                for index, path in enumerate(KERNELS)
+                for index, path in enumerate(kernels)
             }
             norms = {path: np.linalg.norm(values) for path, values in spectra.items()}
             measures = {
@@ -124,13 +126,16 @@ def write_run(
     compact: result.Compact | None = None,
     replay: result.Replay | None = None,
     scores: Mapping[str, Any] | None = None,
+    loss: float = 0.5,
+    selection: result.Selected | None = None,
+    kernels: Sequence[str] = KERNELS,
 ) -> Path:
     """A finished run of a config file with an argument; its record as by `write_record`."""
     config = arguments.settle(configs.get_config(argument))
     text = config.task == "translation"
     write_record(
         folder, accuracy, split="validation" if text else split, diagnostics=diagnostics,
-        scale=scale, products=text,
+        scale=scale, products=text, kernels=kernels,
     )  # fmt: skip
     files.write_json(folder / CONFIG, config.to_dict())
     outcome = result.Result(
@@ -142,7 +147,7 @@ def write_run(
         dense_parameters=464154,
         multiply_adds=20_000_000,
         dense_multiply_adds=68_862_592,
-        final=result.Final(split, accuracy, 0.5, 6.0, 234),
+        final=result.Final(split, accuracy, loss, 6.0, 234),
         best=result.Best("validation", accuracy, 5.0, 2 - accuracy) if text else None,
         steps=234,
         epochs=6.0,
@@ -154,6 +159,7 @@ def write_run(
         compact=compact,
         replay=replay,
         scores=scores,
+        selection=selection,
     )
     files.write_json(folder / result.FILE_NAME, outcome.as_dict())
     return folder

@@ -15,7 +15,7 @@ import tiny_runs
 from tiny_runs import outcome
 
 from configs import cifar_resnet
-from experiments import arguments, form_cache, form_timing, forms, run_folder
+from experiments import arguments, form_cache, form_timing, forms, gradient_timing, run_folder
 from experiments import state as states
 from experiments.dispatch import dispatch_function
 from experiments.errors import RunError
@@ -139,7 +139,7 @@ def test_the_plan_counts_what_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_clock_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both forms are timed, as often as is said; both layouts."""
-    monkeypatch.setattr(form_timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(gradient_timing, "_SECONDS", 0.0)
     for layout in ("as_written", "batch_minor"):
         network, plan = resnet("rank_scale=0.333", batch_size=2, layout=layout)
         params, model_state = states.abstract_variables(plan)

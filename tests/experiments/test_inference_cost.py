@@ -45,7 +45,7 @@ def test_median_and_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
         for at, form in enumerate(contenders())
     }
     scripted(monkeypatch, {"as_written": 1.0, "batch_minor": 1.0})
-    monkeypatch.setattr(inference_cost, "alternate", lambda *arguments: Samples(seconds))
+    monkeypatch.setattr(inference_cost, "alternate", lambda *_, **__: Samples(seconds))
     found = inference_cost._latencies(contenders(), 1, lambda line: None)
     for form, one in found.items():
         quartiles = (one.lower_quartile_s, one.median_s, one.upper_quartile_s)

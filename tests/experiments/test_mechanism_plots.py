@@ -216,7 +216,8 @@ def test_spectra_of_both_ends_alone_are_not_followed(records):
 
 
 def test_kernels_are_in_natural_order():
-    lines = [{"spectra": {"block_10": [], "block_2": []}}, {}, {"spectra": {"block_1": []}}]
+    spectra = {"spectra": {"block_10": [], "block_2": [], "block_1": []}}
+    lines = [spectra, {}, spectra]
     assert mechanism_plots.kernels(lines) == ["block_1", "block_2", "block_10"]
 
 
@@ -236,3 +237,19 @@ def test_nothing_recorded_is_nothing_drawn():
 def test_examples_run():
     result = doctest.testmod(mechanism_plots)
     assert result.failed == 0 and result.attempted > 0
+
+
+def test_spectra_of_kernels_that_become_factors(records):
+    """Their number changes, and of kernels that stay dense there are none any more."""
+    lines = copy.deepcopy(records["a1"])
+    measured = [line for line in lines if "spectra" in line]
+    for line in measured[2:]:
+        del line["spectra"][KERNELS[0]]
+        line["spectra"][KERNELS[1]] = line["spectra"][KERNELS[1]][:2]
+    assert mechanism_plots.kernels(lines) == KERNELS[1:]
+    figure = mechanism_plots.spectra_over_time([Panel("", lines, KERNELS[1])])
+    largest, *_, smallest = figure.axes[0].get_lines()
+    assert np.isfinite(largest.get_ydata()).all()
+    assert np.isfinite(smallest.get_ydata()).tolist() == [True, True] + [False] * (
+        len(measured) - 2
+    )

@@ -9,8 +9,17 @@ import numpy as np
 import pytest
 from synthetic_runs import write_run
 
-from configs import cifar_resnet, compression, tensor, translation
-from experiments import arguments, comparison, config_keys, measures, report, setting_names
+from configs import cifar_resnet, compression, cuttlefish, tensor, translation
+from experiments import (
+    arguments,
+    comparison,
+    config_keys,
+    machines,
+    measures,
+    recorded_ranks,
+    report,
+    setting_names,
+)
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 from experiments.result import Compact
@@ -88,6 +97,15 @@ def rows_of(text):
         (tensor, "kind=tucker,decay=crs", "Tucker, SI + CRS", "rank scale 0.68"),
         (tensor, "kind=tensor_train,rank_scale=0.234,init=regular,decay=plain",
          "tensor train, regular", "rank scale 0.234"),
+        (cuttlefish, "method=full", "dense", None),
+        (cuttlefish, "method=si_fd", "SI + FD", "rank scale 0.08"),
+        (cuttlefish, "method=si_fd,kind=channel", "channel factors, SI + FD", "rank scale 0.08"),
+        (cuttlefish, "method=pufferfish", "Pufferfish, norms between factors", None),
+        (cuttlefish, "method=cuttlefish", "Cuttlefish + FD", None),
+        (cuttlefish, "decay=none", "Cuttlefish, no decay", None),
+        (cuttlefish, "model=vgg19", "Cuttlefish, norms between factors", None),
+        (cuttlefish, "kind=conv", "spatial factors, Cuttlefish + FD", None),
+        (cuttlefish, "model=deit_base,data=digits", "Cuttlefish", None),
         (translation, "rank_scale=0", "dense", None),
         (translation, "rank_scale=0,products.decay=qk_ov", "dense, QK and OV products: FD", None),
         (translation, "products=qk_ov", "SI + FD, QK and OV products: SI + FD", "rank scale 0.5"),
@@ -113,6 +131,13 @@ def test_methods_and_sizes_are_named_by_the_config(configs, argument, method, si
         (cifar_resnet, "depth=110", "ResNet-110"),
         (tensor, "", "WRN-28-10"),
         (tensor, "width=0.4", "WRN-28-4"),
+        (cuttlefish, "", "ResNet-18"),
+        (cuttlefish, "width=0.25", "ResNet-18, width 0.25"),
+        (cuttlefish, "model=resnet50,data=digits", "ResNet-50"),
+        (cuttlefish, "model=wide_resnet50,data=digits", "WRN-50-2"),
+        (cuttlefish, "model=deit_small,data=digits", "DeiT-small"),
+        (cuttlefish, "model=deit_base,data=digits", "DeiT-base"),
+        (cuttlefish, "model=resmlp36,data=digits", "ResMLP-36"),
         (translation, "size=small", "Transformer 128, 2 layers"),
         (translation, "size=tiny", "Transformer 64, 1 layer"),
     ],
@@ -123,7 +148,7 @@ def test_networks_are_named_with_their_width(configs, argument, name):
 
 
 def test_examples_run():
-    for module in (setting_names, comparison, measures):
+    for module in (setting_names, comparison, measures, machines, recorded_ranks):
         result = doctest.testmod(module)
         assert result.failed == 0 and result.attempted > 0
 

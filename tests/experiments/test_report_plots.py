@@ -17,7 +17,8 @@ def setting(
 ):
     """Accuracies are given as fractions, and drawn in per cent."""
     scores = [100 * accuracy for accuracy in accuracies]
-    return SettingData(method, size, parameters, decay, coefficient, scores, curves)
+    dense = method == "dense"
+    return SettingData(method, size, dense, parameters, decay, coefficient, scores, curves)
 
 
 def drawn(axis):
@@ -175,3 +176,22 @@ def test_coefficients_of_both_decays_are_told_apart_by_no_name():
 def test_one_number_of_parameters_is_nothing_to_draw_against():
     settings = [setting(method, "ratio 0.1", 100, [0.7]) for method in ("regular", "SI")]
     assert report_plots.score_against_parameters(settings, "VGG-19", "test accuracy (%)") is None
+
+
+def test_what_has_no_size_need_not_be_dense():
+    """A method that selects its ranks is a point in a colour of its own, and no reference."""
+    curve = [(np.arange(1.0, 4.0), np.arange(1.0, 4.0) / 10)]
+    settings = [
+        setting("dense", "", 1000, [0.9], curve),
+        setting("SI", "ratio 0.1", 100, [0.7], curve),
+        setting("Cuttlefish", "", 200, [0.8], curve),
+    ]
+    axis = report_plots.score_against_parameters(settings, "ResNet-18", "accuracy (%)").axes[0]
+    broken = [line for line in axis.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in broken] == [90]
+    points = {box.get_label(): box.lines[0] for box in axis.containers}
+    np.testing.assert_allclose(points["Cuttlefish (n = 1)"].get_xydata(), [(200 * 1.04, 80)])
+    assert points["Cuttlefish (n = 1)"].get_color() != DENSE_COLOUR
+    lines = report_plots.learning_curves(settings, "ResNet-18", "accuracy").axes[0].get_lines()
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "-"]
+    assert len({line.get_color() for line in lines}) == 3

@@ -41,14 +41,10 @@ class Tiny(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(Conv, kernel_size=(3, 3), use_bias=False, dtype=self.dtype)
         x = nn.relu(conv(4, strides=4, name="stem")(x))
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, dtype=self.dtype
-        )
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train, dtype=self.dtype)
         factorized = functools.partial(conv, strides=2)
         if self.factor_norm:
-            factorized = functools.partial(
-                FactorNormConv, norm=norm, **factorized.keywords
-            )
+            factorized = functools.partial(FactorNormConv, norm=norm, **factorized.keywords)
         x = factorized(8, name="conv")(x)
         x = nn.relu(norm(name="norm")(x))
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))

@@ -18,13 +18,18 @@ def layers(*speed_ups, threshold=1.5):
         ((1.1, 1.4, 1.6, 3.0), 2),
         ((1.5, 1.0), 0),  # Exactly the threshold reaches it; what follows is not asked.
         ((1.1, 2.0, 1.2), 1),
-        ((0.9, 1.49), 2),
+        ((0.9, 1.49, 1.2), 1),  # None is worth it: from the best one on.
     ],
 )
 def test_stacks_before_the_first_that_is_worth_it_stay_dense(speed_ups, kept):
     found = layers(*speed_ups)
     assert found.kept == tuple(f"stage_{i}" for i in range(1, kept + 1))
     assert [time.speed_up for time in found.times] == pytest.approx(speed_ups)
+
+
+def test_it_says_loudly_that_none_is_worth_it():
+    assert not layers(1.0, 1.1).worth_it and layers(1.0, 1.6).worth_it
+    assert "NO STACK IS 1.5 TIMES AS FAST" in str(layers(1.0, 1.1))
 
 
 def test_json_both_ways():

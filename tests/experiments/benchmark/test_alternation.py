@@ -83,3 +83,15 @@ def test_progress_tells_the_time_left():
 def test_no_alternation_is_refused():
     with pytest.raises(RunError, match="alternations=0: expected a whole number, at least 1"):
         alternate({}, 0, silent)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, 3), (10.0, 5), (1.0, 3), (1e6, 100)])
+def test_as_many_alternations_as_fit(seconds, expected):
+    """By the last turns of the warm-up, two seconds together; the first ones take longer."""
+    machine, scripts = Machine(), {name: iter([50.0]) for name in "ab"}
+
+    def turn(name):
+        return lambda: next(scripts[name], 1.0)
+
+    samples = alternate({name: turn(name) for name in "ab"}, 3, silent, machine.clock, seconds)
+    assert {len(found) for found in samples.seconds.values()} == {expected}
