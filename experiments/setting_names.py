@@ -27,7 +27,7 @@ _HEAD_SCALE = "model.head_scale"
 
 METHOD_KEYS = (
     *("method", "kind", "variant", "init", "decay", "factor_norm"),
-    *("products.init", "products.decay"),
+    *("products.init", "products.decay", _HEAD_SCALE),
 )
 """The keys that the name of a method tells all about."""
 
@@ -69,7 +69,9 @@ _SELECTING = {"pufferfish": "Pufferfish", "cuttlefish": "Cuttlefish"}
 _FACTOR_NORM = "norms between factors"
 _PRODUCTS = ("none", "qk", "ov", "qk_ov")
 _RUNS = {"replay": "norms replayed", "start": "pre-trained"}
+_HEADS = "head scale"
 _EXPLANATIONS = {
+    _HEADS: "head scale: the size of attention heads as a share of the dense network's",
     "regular": "regular: regular initialization with plain weight decay of the factors",
     "SI": "SI: spectral initialization",
     "SI with ones": "SI with ones: spectral initialization with equal singular values",
@@ -222,15 +224,17 @@ def method_name(config: Config) -> str:
     told = concerned("kind", config) and not usual
     kind = _KINDS.get(config["kind"], config["kind"]) if told else ""
     of_runs = [word for key, word in _RUNS.items() if NAMED_RUNS[key](config)]
+    heads = f"{_HEADS} {config[_HEAD_SCALE]:g}" if concerned(_HEAD_SCALE, config) else ""
     if not config_keys.has_factors(config):
-        parts = [kind, "pruning" if pruned(config) else "dense", *_of_products(config), *of_runs]
-        return ", ".join(filter(None, parts))
+        whole = "pruning" if pruned(config) else (heads or "dense")
+        return ", ".join(filter(None, [kind, whole, *_of_products(config), *of_runs]))
     variant = _VARIANTS.get(config["variant"], config["variant"])
     init = _SELECTING[config["method"]] if selects else _INITS.get(config["init"], config["init"])
     decay = _DECAYS.get(config["decay"], config["decay"])
     apart = [decay] if decay == "no decay" else []
     joined = " + ".join(word for word in (init, decay) if word and word not in apart)
     apart += [_FACTOR_NORM] if config.get("factor_norm") else []
+    apart += [heads]
     apart += [*_of_products(config), *of_runs]
     return ", ".join(filter(None, [kind, variant, joined or "regular", *apart]))
 
@@ -243,7 +247,12 @@ def method_order(config: Config) -> tuple[int, ...]:
         return [*words, config.get(key)].index(config.get(key))
 
     return (
-        *(int(not dense(config)), int(pruned(config)), place("method", ("factorize", *_SELECTING))),
+        *(
+            int(not dense(config)),
+            int(smaller_heads(config)),
+            int(pruned(config)),
+            place("method", ("factorize", *_SELECTING)),
+        ),
         *(place("kind", _KINDS), place("variant", _VARIANTS)),
         *(place("products.decay", _PRODUCTS), place("products.init", _PRODUCTS)),
         *(place("decay", _DECAYS), place("init", _INITS)),
@@ -254,6 +263,7 @@ def method_order(config: Config) -> tuple[int, ...]:
 def explanations(methods: Iterable[str]) -> list[str]:
     """What the words of some methods' names mean, in a fixed order."""
     words = {word for name in methods for word in re.split(r", | \+ |: | and | products", name)}
+    words |= {re.sub(r" [\d.]+$", "", word) for word in words}
     return [text for word, text in _EXPLANATIONS.items() if word in words]
 
 

@@ -46,7 +46,8 @@ def test_masked_accuracy_and_its_loss(tmp_path):
     text = report.report([str(tmp_path)], tmp_path / "out")
     assert "## BERT 64, 2 layers on pydoc, test masked accuracy" in text
     assert "| masked loss | unigram loss |" in text and "| 4.000 | 6.500 |" in text
-    assert "dense, QK and OV products: SI + FD" in text
+    assert "| head scale 0.5, QK and OV products: SI + FD |" in text
+    assert "head scale: the size of attention heads" in text
 
 
 def test_pretrained_classifiers_stand_beside_those_from_nothing(tmp_path):
@@ -57,12 +58,12 @@ def test_pretrained_classifiers_stand_beside_those_from_nothing(tmp_path):
             words = f"seed={seed},start=runs/{kind}-seed{seed}"
             fine_tuned(tmp_path / f"{kind}{seed}", words, accuracy)
     text = report.report([str(tmp_path)], tmp_path / "out")
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| dense")]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| head scale")]
     means = {row[0].strip("| "): row[5] for row in rows if len(row) > 8}
     assert means == {
-        "dense": "40.00",
-        "dense, pre-trained, start=runs/x": "60.00",
-        "dense, pre-trained, start=runs/y": "70.00",
+        "head scale 0.5": "40.00",
+        "head scale 0.5, pre-trained, start=runs/x": "60.00",
+        "head scale 0.5, pre-trained, start=runs/y": "70.00",
     }
     assert "pre-trained: the network begins with the encoder of another run" in text
     assert "| most frequent class (%) |" in text and "| 25.00 |" in text

@@ -127,8 +127,8 @@ def test_another_vocabulary_is_another_network_and_other_heads_another_setting(t
     write(tmp_path / "full", "model.head_scale=1.0", 20.0)
     assert [(s.label, s.dense) for s in settings_below(tmp_path)] == [
         ("dense", True),
-        ("dense, head_scale=0.5", False),
-        ("SI + FD, head_scale=1, rank scale 0.5", False),
+        ("head scale 0.5", False),
+        ("SI + FD, head scale 1, rank scale 0.5", False),
     ]
     write(tmp_path / "more", "rank_scale=0,vocabulary_size=2000", 20.0)
     loaded = [comparison.load_run(folder) for folder in comparison.find_runs([str(tmp_path)])]
