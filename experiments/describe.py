@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import arguments, tasks
+from experiments import arguments, config_keys, rank_selection, tasks
 from experiments import start as starts
 from experiments import state as states
 from experiments.command_line import exit_code, read_config
@@ -36,16 +36,27 @@ def describe(config: ConfigDict) -> Plan:
     config = on_this_machine(arguments.settle(config))
     network = tasks.network(config)
     start = starts.load(config, network)
-    table = states.resolve(config, start.variables.params) if start else None
+    if config_keys.selects_ranks(config):
+        dense = states.plan(config, network, batches_per_epoch=1)
+        rank_selection.check(config, dense.abstract.params)
+        table = rank_selection.known_table(config, dense.abstract.params)
+    else:
+        table = states.resolve(config, start.variables.params) if start else None
     return states.plan(config, network, batches_per_epoch=1, table=table)
 
 
 def as_text(found: Plan) -> str:
     """The plan's table and totals to read."""
     saved = found.multiply_adds / found.dense_multiply_adds
-    pruned = found.config.method == "prune"
+    if found.config.method == "prune":
+        factors = "no factors: entries are pruned during training"
+    elif config_keys.selects_ranks(found.config) and not found.table.rows:
+        number = len(rank_selection.candidates(found.config, found.abstract.params).rows)
+        factors = f"dense at first; ranks are selected in training, of up to {number} kernels"
+    else:
+        factors = str(found.table)
     lines = [
-        "no factors: entries are pruned during training" if pruned else str(found.table),
+        factors,
         f"rank scale {found.rank_scale} for ratio {found.config.ratio:g}"
         if found.rank_scale
         else None,

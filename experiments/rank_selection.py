@@ -107,6 +107,24 @@ def selector(config: ConfigDict, dense_params: Any, profile: KeptLayers | None) 
         raise RunError(f"selection: {error}") from error
 
 
+def known_table(config: ConfigDict, dense_params: Any) -> lrj.Table | None:
+    """What a run factorizes in the end, where that can be told before it has begun.
+
+    Args:
+      config: settled, of a run that selects its ranks.
+      dense_params: arrays or shapes.
+
+    Raises:
+      RunError: as for `selector`.
+    """
+    if config.method != "pufferfish":
+        return None
+    nothing: list[dict[str, dict[str, float]]] = [{}] * (config.selection.epoch + 1)
+    decision = selector(config, dense_params, None).decide(nothing)
+    assert isinstance(decision, Restructure)
+    return decision.table
+
+
 def check(config: ConfigDict, dense_params: Any) -> None:
     """Raises RunError where the selector could not be made, before anything is timed or written."""
     if profiles(config):

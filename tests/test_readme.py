@@ -107,7 +107,7 @@ class Shell:
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In the order of the README, since later commands use the runs of earlier ones."""
     # Not at the top: the blocks of Python are run where these packages are not installed, too.
-    from configs import distillation, pretraining
+    from configs import cuttlefish, distillation, pretraining
     from experiments.sweep_plan import plan_sweep
 
     monkeypatch.chdir(ROOT)
@@ -144,6 +144,10 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 # As long as the masked one; a shorter run is tested with the tasks.
                 argument = config.partition(":")[2]
                 assert pretraining.get_config(argument).model.name == "gpt"
+            case ["-m", "experiments.main", config] if re.search("cuttlefish.*(local|fas)", config):
+                # Minutes; shorter runs of this kind are tested in test_rank_selecting_runs.
+                argument = config.partition(":")[2]
+                assert cuttlefish.get_config(argument).method == "cuttlefish"
             case ["-m", "experiments.main", config] if "files:" in config:
                 message = shell.run(command, code=2)
                 assert "no file fits this pattern" in message

@@ -112,3 +112,21 @@ def test_as_a_command_with_no_data_anywhere(tmp_path: Path) -> None:
         json.loads(process.stdout)
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(("model", "parameters"), [("resnet18", 3338122), ("vgg19", 8107466)])
+def test_what_pufferfish_factorizes_is_known_beforehand(
+    model: str, parameters: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published counts, batch norms between factors included."""
+    config = f"--config=configs/cuttlefish.py:method=pufferfish,model={model}"
+    describe.run(["describe", config, "--json"])
+    assert json.loads(capsys.readouterr().out)["parameters"] == parameters
+
+
+def test_of_cuttlefish_it_is_told_that_ranks_are_selected(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    describe.run(["describe", "--config=configs/cuttlefish.py"])
+    assert "dense at first; ranks are selected in training, of up to 16" in capsys.readouterr().out
