@@ -74,12 +74,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # window, tail, threshold: of the test whether stable ranks have settled (0: of the preset).
     # metric: scaled_stable, stable (without its scale) or accumulative (see
     # lowrank_jax/rank_selection/). minimum_fraction: no rank is below this share of full rank
-    # (0: of the preset). multiple_of: ranks are rounded up to multiples of it.
+    # (None: of the preset). multiple_of: ranks are rounded up to multiples of it.
     # kept: which kernels stay dense beside those that the model never factorizes: profile (the
     # first stacks, until one is faster by `speed_up` with factors; cuttlefish alone), published
     # (what the papers keep in this model), none, or a pattern for whole paths.
-    # moments: what the optimizer remembers of a kernel is forgotten (reset), taken to its factors
-    # (project), or everything is forgotten (restart).
+    # moments: what the optimizer remembers of a kernel is forgotten (reset) or taken to its factors
+    # (project).
     # rewarmup_epochs: the learning rate warms up once more, as at the beginning.
     # recalibration_batches: so many batches are seen by batch norm before training goes on.
     config.selection = ConfigDict(
@@ -91,7 +91,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "tail": 0,
             "threshold": 0.0,
             "metric": "scaled_stable",
-            "minimum_fraction": 0.0,
+            "minimum_fraction": placeholder(float),
             "multiple_of": 1,
             "kept": "profile",
             "speed_up": 1.5,

@@ -22,8 +22,8 @@ Arguments: every key of `configs/base.py`, above all those of `selection` and `w
 `runlocal=True` is a run of a minute on embedded data, to see that everything works.
 
 Extra batch norms and Frobenius decay exclude each other; which of them a network has is as
-published: pufferfish's ResNets have the norms, of cuttlefish's networks ResNet-18 has the decay and
-all others for images the norms. Weight decay is of kernels alone.
+published: pufferfish's ResNet-18 has the norms, of cuttlefish's networks ResNet-18 has the decay
+and all others for images the norms. Weight decay is of kernels alone.
 
 Cost: 300 epochs of CIFAR are work for an accelerator. A quarter-width twin on embedded data is made
 for CPU cores (`configs/sweeps/rank_selection_small.py` says how long it takes).
@@ -147,7 +147,8 @@ def _runlocal(config: ConfigDict) -> None:
     """A narrow network and a few short epochs on digits, which need no download."""
     config.name = "cuttlefish_local"
     config.data.name = "digits"
-    config.model.width = 0.125
+    if "width" in config.model:
+        config.model.width = 0.125
     config.epochs, config.batch_size = 12, 64
     config.learning_rate, config.warmup_learning_rate = 0.1, 0.02
     config.warmup_epochs = config.selection.rewarmup_epochs = 1

@@ -14,7 +14,6 @@ from typing import Any, get_args
 from experiments.config_keys import SELECTING
 from experiments.errors import RunError
 from lowrank_jax.rank_selection.cuttlefish import PRESETS, Metric
-from lowrank_jax.restructure import Policy
 
 
 def _is_number(value: Any) -> bool:
@@ -37,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "warmup": ("constant", "linear"),
     "selection.preset": tuple(PRESETS),
     "selection.metric": get_args(Metric),
-    "selection.moments": get_args(Policy),
+    "selection.moments": ("reset", "project"),
     "decay_position": ("coupled", "decoupled", "published"),
     "products.init": ("none", "qk", "ov", "qk_ov"),
     "products.decay": ("none", "qk", "ov", "qk_ov"),

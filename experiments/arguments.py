@@ -25,12 +25,14 @@ from experiments.config_keys import (
     REMOVED,
     SIZES,
     TENSOR_KINDS,
+    can_be_merged,
     flatten,
     has_factors,
     selects_ranks,
     usual_head_scale,
 )
 from experiments.errors import RunError
+from lowrank_jax.rank_selection import PRESETS
 
 Preset = Callable[[ConfigDict], None]
 
@@ -132,6 +134,9 @@ def settle(config: ConfigDict) -> ConfigDict:
         )
     if config.model.get("head_scale", 1.0) is None:
         config.model.head_scale = usual_head_scale(config)
+    if config.selection.minimum_fraction is None:
+        of_preset = PRESETS.get(config.selection.preset, {})
+        config.selection.minimum_fraction = of_preset.get("minimum_fraction", 0.0)
     for key, value in flatten(config).items():
         check(key, value)
     if published and config.get("validation"):
@@ -209,6 +214,16 @@ def _settle_selection(config: ConfigDict) -> None:
         )
     if config.kind in TENSOR_KINDS:
         raise RunError(f"{method} with kind={config.kind}: it selects ranks of matrices")
+    if config.method == "pufferfish" and chosen.kept == "profile":
+        raise RunError(
+            f"{method} with selection.kept=profile: it times nothing; give published, none, or a "
+            "pattern"
+        )
+    if config.start and config.method == "cuttlefish":
+        raise RunError(
+            f"{method} with start={config.start}: its ranks are relative to those of a random "
+            "network; begin with one"
+        )
     if (config.init, config.variant) != ("spectral", "flat"):
         raise RunError(
             f"{method} with init={config.init} and variant={config.variant}: trained kernels "
@@ -218,7 +233,7 @@ def _settle_selection(config: ConfigDict) -> None:
 
 def _settle_norms(config: ConfigDict) -> None:
     """Raises RunError where what is asked of factors is asked where there are none."""
-    if config.factor_norm and has_factors(config):
+    if not can_be_merged(config):
         if config.decay == "frobenius":
             raise RunError(
                 "factor_norm=True with decay=frobenius: with a norm between the factors their "

@@ -49,9 +49,10 @@ def save(
     Raises:
       RunError: it cannot be written, or its logits are not those of the factors.
     """
+    tree = {"params": merging.merged(config, network.params), **network.model_state}
     found = merging.compare(config, task, network.params, network.model_state)
+    assert found.merged is not None and found.logit_difference is not None
     path = folder / FILE_NAME
-    tree = {"params": lrj.merge(network.params), **network.model_state}
     with files.writing(path):
         measured = {"split": "test", "accuracy": found.merged.accuracy}
         lrj.export.save(path, tree, description(config, task, measured, commit))

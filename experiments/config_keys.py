@@ -2,7 +2,7 @@
 
 A config is read in two forms, the `ml_collections.ConfigDict` of a run and the dict in its
 `config.json`, and is compared with others as {dotted key: value}. What a key accepts is said in
-`arguments.py`.
+`accepted_values.py`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,12 @@ def has_factors(flat: Mapping[str, Any] | ConfigDict) -> bool:
 def selects_ranks(flat: Mapping[str, Any] | ConfigDict) -> bool:
     """Whether a run begins dense and chooses ranks while it trains, by a config."""
     return flat["method"] in SELECTING
+
+
+def can_be_merged(flat: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether the dense kernels that factors stand for are all that there is of them, by a config:
+    with a norm between two factors they are not."""
+    return not (flat["factor_norm"] and has_factors(flat))
 
 
 def usual_head_scale(flat: Mapping[str, Any] | ConfigDict) -> float:

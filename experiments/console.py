@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+import lowrank_jax as lrj
 from experiments import config_keys, measures, setting_names
 from experiments.forms import Forms
 from experiments.metrics import duration
@@ -59,6 +60,16 @@ def at_step_0(start: Start) -> str:
         return before
     after = start.factorized
     return f"{before}, {after['accuracy']:.2%} (loss {after['loss']:.3f}) factorized"
+
+
+def switching(epoch: float, table: lrj.Table) -> str:
+    """What becomes of a network that has selected its ranks."""
+    if not table.rows:
+        return (
+            f"after epoch {epoch:g} NO KERNEL BECOMES LOW RANK: every rank is at break-even or "
+            "above, and the network stays dense to the end"
+        )
+    return f"after epoch {epoch:g} the network becomes low rank\n{table}"
 
 
 def at_switch(split: str, scalars: Mapping[str, float]) -> str:

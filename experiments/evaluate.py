@@ -4,8 +4,8 @@ The final parameters are restored and applied to the whole test set twice: as th
 with every factorized weight merged into the dense kernel it stands for. The logits must agree
 (`merging.py`), and the accuracy must be the one that the run recorded (up to one example in a
 thousand); otherwise the command fails. Then it measures what inference costs on this device, dense,
-factored and merged (`inference_cost.py`). What it found goes to `evaluation.json` in the run
-folder.
+factored and merged (`inference_cost.py`). A network with norms between its factors cannot be
+merged, and is applied as it is. What was found goes to `evaluation.json` in the run folder.
 
 A run in bfloat16 is evaluated in float32, since rounding would hide what is compared; its accuracy
 may then differ by one example in a hundred.
@@ -67,11 +67,16 @@ def run(folders: Sequence[str]) -> None:
         print(f"{folder}: {found['examples']} {found['split']} examples")
         for form in ("factored", "merged"):
             numbers = found[form]
+            if numbers is None:
+                continue
             print(
                 f"  {form:8}  accuracy {numbers['accuracy']:.2%}  loss {numbers['loss']:.4f}  "
                 f"parameters {numbers['parameters']:,}"
             )
-        print(f"  they agree: logits differ by {found['logit_difference']:.1e} of the largest")
+        if found["logit_difference"] is None:
+            print("  there are norms between its factors: it cannot be merged")
+        else:
+            print(f"  they agree: logits differ by {found['logit_difference']:.1e} of the largest")
         cost = inference_cost.measure(restored)
         print(cost, flush=True)
         files.write_json(folder / FILE_NAME, found | {"inference": dataclasses.asdict(cost)})

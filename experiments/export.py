@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 import lowrank_jax as lrj
-from experiments import files, recipe
+from experiments import files, merging, recipe
 from experiments.command_line import exit_code
 from experiments.data.pipeline import evaluation_batch
 from experiments.errors import RunError
@@ -72,7 +72,10 @@ def export(folder: Path, form: str, out: Path | None = None) -> str:
     measured = {"split": "test", "accuracy": run.accuracy} | (result.get("scores") or {})
     metadata = description(run.config, task, measured, result.get("commit"))
     path = out or folder / FOLDER / ("program" if form == "program" else f"{form}.safetensors")
-    write = {"factored": _write, "merged": _write_merged, "program": _write_program}[form]
+    if form == "merged":
+        merged = merging.merged(run.config, variables.params)
+        variables = Variables(jax.device_get(merged), variables.model_state)
+    write = _write_program if form == "program" else _write
     try:
         with files.writing(path):
             written, usage = write(path, task, variables, metadata)
@@ -129,13 +132,6 @@ def _write(
     return variables.params, (
         f'    import lowrank_jax as lrj\n    variables = lrj.export.load("{path}")\n{task.usage()}'
     )
-
-
-def _write_merged(
-    path: Path, task: Any, variables: Variables, metadata: Mapping[str, Any]
-) -> tuple[Any, str]:
-    merged = Variables(jax.device_get(lrj.merge(variables.params)), variables.model_state)
-    return _write(path, task, merged, metadata)
 
 
 def _write_program(

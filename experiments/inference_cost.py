@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import run_folder
 from experiments.benchmark.alternation import Say, Turn, alternate, timed
+from experiments.config_keys import can_be_merged
 from experiments.multiply_adds import multiply_adds
 from experiments.recipe import counted_parameters
 from experiments.restored_run import RestoredRun
@@ -73,7 +74,8 @@ class InferenceCost:
       hardware: see `experiments.result.hardware`.
       precision: what products are computed in.
       merged_is_dense: whether merged and dense are one program.
-      dense, factored, merged: the three networks.
+      dense, factored, merged: the three networks; None where there are norms between the factors,
+        which cannot be merged.
     """
 
     hardware: Mapping[str, Any]
@@ -81,7 +83,7 @@ class InferenceCost:
     merged_is_dense: bool
     dense: FormCost
     factored: FormCost
-    merged: FormCost
+    merged: FormCost | None
 
     def __str__(self) -> str:
         device = f"{self.hardware['cpu']}, {self.hardware['cores']} cores"
@@ -91,7 +93,9 @@ class InferenceCost:
             f"  inference on {device}, {self.precision}",
             "            parameters  batch  multiply-adds  layout       ms a call  (quartiles)",
         ]
-        costs = {"dense": self.dense, "factored": self.factored, "merged": self.merged}
+        costs = {"dense": self.dense, "factored": self.factored}
+        if self.merged is not None:
+            costs["merged"] = self.merged
         for at in range(len(self.dense.latencies)):
             for form, cost in costs.items():
                 one = cost.latencies[at]
@@ -145,8 +149,10 @@ def measure(restored: RestoredRun, say: Say = print) -> InferenceCost:
     return InferenceCost(
         hardware=hardware(),
         precision=config.precision,
-        merged_is_dense=network.ordinary == network,
-        **costs,
+        merged_is_dense="merged" in costs and network.ordinary == network,
+        dense=costs["dense"],
+        factored=costs["factored"],
+        merged=costs.get("merged"),
     )
 
 
@@ -170,14 +176,16 @@ def _contenders(restored: RestoredRun) -> dict[str, _Contender]:
         return _Contender(network, params, model_state, functions)
 
     in_forms = network.in_forms(forms.compose) if forms and forms.compose else network
-    merged = contender(network, lrj.merge(state.params), state.model_state)
     ordinary = jax.jit(network.ordinary.init)(jax.random.key(0))
     params = ordinary.pop("params")
     dense = contender(network.ordinary, params, ordinary)
-    if network.ordinary == network:  # One program: compiled once.
-        dense = dataclasses.replace(dense, functions=merged.functions)
     factored = contender(in_forms, state.params, state.model_state)
-    return {"dense": dense, "factored": factored, "merged": merged}
+    found = {"dense": dense, "factored": factored}
+    if can_be_merged(restored.run.config):
+        found["merged"] = contender(network, lrj.merge(state.params), state.model_state)
+        if network.ordinary == network:  # One program: compiled once.
+            found["dense"] = dataclasses.replace(dense, functions=found["merged"].functions)
+    return found
 
 
 def _latencies(

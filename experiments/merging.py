@@ -3,7 +3,8 @@
     max |factored - merged|  <=  1e-4  max |factored|,      in float32, whatever a run computes in
 
 The merged network has, in place of every factorized weight, the dense kernel that it stands for. It
-is what is deployed after overcomplete training, and the two may differ by rounding alone.
+is what is deployed after overcomplete training, and the two may differ by rounding alone. A network
+with norms between its factors has no such twin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import recipe, tally
+from experiments import config_keys, recipe, tally
 from experiments.errors import RunError
 
 TOLERANCE = 1e-4
@@ -38,20 +39,35 @@ class Comparison:
 
     Attributes:
       examples: how many test images there are.
-      factored, merged: the scores of the two forms.
-      logit_difference: the largest difference of two logits, as a share of the largest logit.
+      factored, merged: the scores of the two forms; None where there is no merged one.
+      logit_difference: the largest difference of two logits, as a share of the largest logit; None
+        likewise.
       tolerance: how large that may be.
     """
 
     examples: int
     factored: Scores
-    merged: Scores
-    logit_difference: float
+    merged: Scores | None
+    logit_difference: float | None
     tolerance: float
 
 
+def merged(config: ConfigDict, params: Any) -> Any:
+    """The dense kernels that the factors of a trained network stand for.
+
+    Raises:
+      RunError: there are norms between the factors.
+    """
+    if not config_keys.can_be_merged(config):
+        raise RunError(
+            "with factor_norm=True there are norms between the factors: the network cannot be "
+            "merged into dense kernels"
+        )
+    return lrj.merge(params)
+
+
 def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Comparison:
-    """Applies a network to the whole test set, as it is and merged.
+    """Applies a network to the whole test set, as it is and, where it can be, merged.
 
     Args:
       config: settled.
@@ -65,26 +81,31 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
     # In bfloat16, rounding would hide what is compared.
     in_float32 = dataclasses.replace(task, network=task.network.in_float32)
     measure, logits_of = jax.jit(in_float32.evaluate), jax.jit(in_float32.logits)
-    merged_params = lrj.merge(params)
+    forms = {"factored": params}
+    if config_keys.can_be_merged(config):
+        forms["merged"] = merged(config, params)
     # Accelerators multiply in lower precision unless told otherwise; the two forms would differ.
     with jax.default_matmul_precision("highest"):
-        factored = measure(params, model_state, split)
-        merged = measure(merged_params, model_state, split)
-        logits, others = (
-            np.asarray(logits_of(form, model_state, split)) for form in (params, merged_params)
-        )
-    difference = float(np.max(np.abs(logits - others)))
-    if largest := float(np.max(np.abs(logits))):
-        difference /= largest
-    if not difference <= TOLERANCE:
-        raise RunError(
-            f"factored and merged logits differ by {difference:.2e} of the largest logit, more "
-            f"than {TOLERANCE:.0e}"
-        )
+        sums = {form: measure(of_form, model_state, split) for form, of_form in forms.items()}
+        logits = [np.asarray(logits_of(of_form, model_state, split)) for of_form in forms.values()]
+    difference = None
+    if len(logits) == 2:
+        difference = float(np.max(np.abs(logits[0] - logits[1])))
+        if largest := float(np.max(np.abs(logits[0]))):
+            difference /= largest
+        if not difference <= TOLERANCE:
+            raise RunError(
+                f"factored and merged logits differ by {difference:.2e} of the largest logit, more "
+                f"than {TOLERANCE:.0e}"
+            )
+    scores = {
+        form: _scores(sums[form], recipe.counted_parameters(config, of_form))
+        for form, of_form in forms.items()
+    }
     return Comparison(
-        examples=int(factored["count"]),
-        factored=_scores(factored, recipe.counted_parameters(config, params)),
-        merged=_scores(merged, recipe.counted_parameters(config, merged_params)),
+        examples=int(sums["factored"]["count"]),
+        factored=scores["factored"],
+        merged=scores.get("merged"),
         logit_difference=difference,
         tolerance=TOLERANCE,
     )

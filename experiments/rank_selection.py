@@ -36,6 +36,7 @@ from lowrank_jax.rank_selection import (
     RankSelector,
     Restructure,
 )
+from lowrank_jax.tree import near_misses
 
 PROFILE, PUBLISHED, NONE = "profile", "published", "none"
 
@@ -73,7 +74,7 @@ def selector(config: ConfigDict, dense_params: Any, profile: KeptLayers | None) 
     """
     facts, chosen = _facts(config), config.selection
     table = candidates(config, dense_params)
-    kept = _kept_pattern(config, profile)
+    kept = _kept_pattern(config, table, profile)
     left = lrj.Table(tuple(row for row in table.rows if not re.fullmatch(kept, row.path)))
     if not left.rows:
         raise RunError(
@@ -89,8 +90,7 @@ def selector(config: ConfigDict, dense_params: Any, profile: KeptLayers | None) 
         fields = dict(PRESETS[chosen.preset])
         given = {name: chosen[name] for name in ("window", "tail", "threshold") if chosen[name]}
         fields["detector"] = dataclasses.replace(fields["detector"], **given)
-        if chosen.minimum_fraction:
-            fields["minimum_fraction"] = chosen.minimum_fraction
+        fields["minimum_fraction"] = chosen.minimum_fraction
         # What stays dense by its place in the network is not waited for, unless published so.
         tracked = recipe.part(table, facts.tracked)
         if chosen.kept != PUBLISHED:
@@ -172,19 +172,26 @@ class Ranks:
         began = time.perf_counter()
         try:
             found = self._selector.measure(params)
+            self._kept["history"].append(found)
+            told = dict(found)
+            if isinstance(self._selector, Cuttlefish):
+                ranks = self._selector.ranks(self._kept["history"])
+                told["selected_rank"] = {path: float(rank) for path, rank in ranks.items()}
         except ValueError as error:
             raise RunError(str(error)) from error
-        self._kept["history"].append(found)
-        told = dict(found)
-        if isinstance(self._selector, Cuttlefish):
-            ranks = self._selector.ranks(self._kept["history"])
-            told["selected_rank"] = {path: float(rank) for path, rank in ranks.items()}
         self.seconds["measuring"] += time.perf_counter() - began
         return told
 
     def decide(self) -> Keep | Restructure:
-        """What to do now, by all that was measured."""
-        return self._selector.decide(self._kept["history"])
+        """What to do now, by all that was measured.
+
+        Raises:
+          RunError: other kernels were measured at first.
+        """
+        try:
+            return self._selector.decide(self._kept["history"])
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     def note_switch(self, decision: Restructure, step: int, epoch: float, seconds: float) -> None:
         """Keeps that the run has switched after a step, and what that took."""
@@ -208,20 +215,26 @@ def _facts(config: ConfigDict) -> models.RankSelection:
     return found
 
 
-def _kept_pattern(config: ConfigDict, profile: KeptLayers | None) -> str:
-    """Of the whole paths of kernels that stay dense."""
+def _kept_pattern(config: ConfigDict, table: lrj.Table, profile: KeptLayers | None) -> str:
+    """Of the whole paths of the kernels of a table that stay dense."""
     kept = config.selection.kept
     facts = _facts(config)
     if kept == NONE:
         return ""
-    if kept == PUBLISHED or (kept == PROFILE and config.method == "pufferfish"):
+    if kept == PUBLISHED:
         return facts.kept_by_pufferfish if config.method == "pufferfish" else facts.kept
     if kept == PROFILE:
         assert profile is not None
         blocks = [stack.blocks for stack in facts.stacks if stack.name in profile.kept]
         return "|".join(rf"(?:{pattern})/.*" for pattern in blocks)
     try:
-        re.compile(kept)
+        found = [row for row in table.rows if re.fullmatch(kept, row.path)]
     except re.error as error:
         raise RunError(f"selection.kept={kept!r} is no pattern: {error}") from error
+    if not found:
+        near = near_misses(kept, [row.path for row in table.rows])
+        raise RunError(
+            f"selection.kept={kept!r} is none of {PROFILE}, {PUBLISHED} and {NONE}, and as a "
+            f"pattern it matches no kernel that may be factorized; {near}"
+        )
     return kept

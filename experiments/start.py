@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-import lowrank_jax as lrj
-from experiments import config_keys, models, tasks
+from experiments import config_keys, merging, models, tasks
 from experiments import state as states
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
@@ -71,11 +70,11 @@ def load(config: ConfigDict, network: Any, data: Data | None = None) -> Start | 
     _require_agreement(run, config)
     if run.config.task == config.task:
         state = run.restore(run.plan(network), data or run.data)
-        merged = Variables(lrj.merge(state.params), state.model_state)
-        return Start(jax.device_get(merged), trained=True)
+        dense = Variables(merging.merged(run.config, state.params), state.model_state)
+        return Start(jax.device_get(dense), trained=True)
     _require_text(run, data)
     state = run.restore(run.plan(tasks.network(run.config)), run.data)
-    trained = lrj.merge(state.params)
+    trained = merging.merged(run.config, state.params)
     new = states.dense_variables(network, config.seed)
     taken = {part: trained[part] for part in tasks.find(config).begins_with[run.config.task]}
     begun = new._replace(params={**new.params, **taken})

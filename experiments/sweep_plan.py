@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import arguments, config_keys, files, recipe, tasks
+from experiments import arguments, config_keys, files, rank_selection, recipe, tasks
 from experiments import state as states
 from experiments.command_line import read_config
 from experiments.errors import RunError
@@ -261,7 +261,10 @@ def _settled(config: str) -> ConfigDict:
     """
     found, _ = read_config(["sweep", f"--config={config}"], flags.FlagValues(), usage="")
     settled = arguments.settle(found)
-    tasks.network(settled)
+    network = tasks.network(settled)
+    if config_keys.selects_ranks(settled):
+        variables = jax.eval_shape(network.init, jax.random.key(0))
+        rank_selection.check(settled, variables["params"])
     return settled
 
 

@@ -81,9 +81,14 @@ def recalibrated(
       task, plan: from the switch on.
       arrays, tally: see `Programs`.
     """
-    batches = task.batches(0)[: plan.config.selection.recalibration_batches]
-    if not batches:
+    asked, batches = plan.config.selection.recalibration_batches, task.batches(0)
+    if not asked:
         return state
+    if asked > len(batches):
+        raise RunError(
+            f"selection.recalibration_batches={asked}: an epoch has {len(batches)}; give no more"
+        )
+    batches = batches[:asked]
     programs = Programs(task, _standing_still(plan), arrays, tally)
     order = programs.order(0)
     step = int(state.step)

@@ -143,16 +143,18 @@ def _train(
         run_folder.write_table(workdir, plan.table)  # A kill may have come before this was done.
 
     # ---------------------------------------------------------------- how kernels are applied
-    def formed(plan: Plan, before: int | None) -> tuple[Task, Plan, forms.Forms]:
+    def formed(
+        plan: Plan, before: int | None, between: Callable[[], None]
+    ) -> tuple[Task, Plan, forms.Forms]:
         stored = run_folder.read_forms(workdir, plan.table) if plan.table.rows else None
-        task, plan, applied = forms.choose(loaded, plan, say, stored, stop.leave_if_requested)
+        task, plan, applied = forms.choose(loaded, plan, say, stored, between)
         if stored is None and applied.rows:
             if before is not None and config.forms == "measure":
                 say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
             run_folder.write_forms(workdir, applied)
         return task, plan, applied
 
-    task, plan, applied = formed(plan, latest)
+    task, plan, applied = formed(plan, latest, stop.leave_if_requested)
     say(console.heading(task, plan, applied, total_steps, workdir))
 
     # ---------------------------------------------------------------- state, new or restored
@@ -189,9 +191,11 @@ def _train(
 
     # ---------------------------------------------------------------- ranks that are selected
     ranks = None
-    if selecting:
+    if selecting and rank_selection.switched_at(progress) is None:
         began, stacks = time.perf_counter(), None
         if rank_selection.profiles(config):
+            if latest is not None and not (workdir / stack_profiling.FILE).exists():
+                say(f"{stack_profiling.FILE} is missing: timed again, other layers may be kept")
             stacks = stack_profiling.of_run(workdir, loaded, dense, say, stop.leave_if_requested)
             say(str(stacks))
         chosen = rank_selection.selector(config, dense.abstract.params, stacks)
@@ -206,16 +210,16 @@ def _train(
 
     arrays = jax.device_put(task.splits, meshes.replicated(plan.mesh))
 
-    def compiled(task: Task, plan: Plan) -> Programs:
+    def compiled(task: Task, plan: Plan, between: Callable[[], None]) -> Programs:
         began = time.perf_counter()
         programs = Programs(task, plan, arrays, progress)
         for cut in cuts_of(0):
-            stop.leave_if_requested()
+            between()
             programs.compile(cut)
         say(f"compiled in {time.perf_counter() - began:.0f} s")
         return programs
 
-    programs = compiled(task, plan)
+    programs = compiled(task, plan, stop.leave_if_requested)
 
     def scores_of(split: str, network: TrainState | Variables) -> dict[str, float]:
         means = programs.means(split, network)
@@ -339,14 +343,15 @@ def _train(
                 if decision.remark:
                     say(decision.remark)
                 if isinstance(decision, Restructure):
-                    say(f"after epoch {done:g} the network becomes low rank\n{decision.table}")
+                    say(console.switching(done, decision.table))
                     began, switched = time.perf_counter(), True
                     plan = states.plan(config, loaded.network, len(batches), decision.table, step)
                     state = switching.switch(state, plan)
                     ranks.note_switch(decision, step, done, time.perf_counter() - began)
                     run_folder.write_table(workdir, plan.table)
-                    task, plan, _ = formed(plan, None)
-                    programs = compiled(task, plan)
+                    # A signal that comes now is followed when the switch is saved.
+                    task, plan, _ = formed(plan, None, lambda: None)
+                    programs = compiled(task, plan, lambda: None)
                     state = switching.recalibrated(state, task, plan, arrays, progress)
                     diagnostics = KernelDiagnostics(config, plan, progress)
                     split = "validation" if "validation" in task.sizes() else "test"

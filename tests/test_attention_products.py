@@ -44,7 +44,7 @@ def of_products(case: Case, which: tuple[str, ...]) -> jax.Array:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_penalty_is_the_sum_over_heads(name: str, quick_compile: None) -> None:
+def test_the_penalty_is_the_sum_over_heads(name: str) -> None:
     case = CASES[name]()
     products = attention_products(case.params, layout=case.layout)
     found = frobenius_penalty(case.params, products)
@@ -98,7 +98,7 @@ def test_flax_modules_are_found_at_any_depth() -> None:
     assert products[0].dimension_numbers == (((3,), (2,)), ((0, 2), (0, 1)))
 
 
-def test_nnx_modules_and_boxes_are_found(quick_compile: None) -> None:
+def test_nnx_modules_and_boxes_are_found() -> None:
     attention = nnx.MultiHeadAttention(HEADS, MODEL, HEADS * SIZE, rngs=nnx.Rngs(0), decode=False)
     state = nnx.state(attention, nnx.Param)
     found = frobenius_penalty(state, attention_products(state))

@@ -78,7 +78,7 @@ def test_only_the_factor_with_the_head_size_changes() -> None:
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
-def test_logits_of_flax_attention_are_unchanged(cross: bool, quick_compile: None) -> None:
+def test_logits_of_flax_attention_are_unchanged(cross: bool) -> None:
     model = nn.MultiHeadDotProductAttention(
         HEADS, qkv_features=HEADS * SIZE, precision="highest", bias_init=nn.initializers.normal(1.0)
     )

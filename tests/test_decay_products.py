@@ -65,9 +65,7 @@ def sum_of_products(module: Any) -> jax.Array:
 @pytest.mark.parametrize(
     "name", ["grouped", "factorized", "factorized, deep", "factorized, grouped", "half factorized"]
 )
-def test_gradients_are_those_of_the_products_written_out(
-    name: str, x64: None, quick_compile: None
-) -> None:
+def test_gradients_are_those_of_the_products_written_out(name: str, x64: None) -> None:
     params = doubled(CASES[name]().params)
     products = attention_products(params)
 
@@ -79,7 +77,7 @@ def test_gradients_are_those_of_the_products_written_out(
     assert_close(added(frobenius_decay(COEFFICIENT, products), params), wanted, 1e-9)
 
 
-def test_gradients_of_a_fused_kernel_have_a_closed_form(x64: None, quick_compile: None) -> None:
+def test_gradients_of_a_fused_kernel_have_a_closed_form(x64: None) -> None:
     """Q_h (K_hᵀ K_h) and so on, each in its own part of the one kernel."""
     case = CASES["fused (D, 3 H d)"]()
     products = attention_products(case.params, layout=case.layout)
@@ -97,7 +95,7 @@ def test_gradients_of_a_fused_kernel_have_a_closed_form(x64: None, quick_compile
     assert not found["qkv"]["bias"].any()
 
 
-def test_weights_and_products_together_count_nothing_twice(x64: None, quick_compile: None) -> None:
+def test_weights_and_products_together_count_nothing_twice(x64: None) -> None:
     draw = Draw()
     params = doubled(
         {
@@ -131,7 +129,7 @@ def test_weights_and_products_together_count_nothing_twice(x64: None, quick_comp
 
 
 @pytest.mark.parametrize("outer", [False, True], ids=["mask=", "optax.masked"])
-def test_a_factorized_side_is_hidden_with_its_product(outer: bool, quick_compile: None) -> None:
+def test_a_factorized_side_is_hidden_with_its_product(outer: bool) -> None:
     params = CASES["factorized"]().params
     products = attention_products(params, ("qk",))
 
@@ -174,9 +172,7 @@ READ_IN_PART = {
 
 
 @pytest.mark.parametrize("pairs", READ_IN_PART.values(), ids=READ_IN_PART)
-def test_what_products_do_not_read_is_decayed_plainly(
-    pairs: Any, x64: None, quick_compile: None
-) -> None:
+def test_what_products_do_not_read_is_decayed_plainly(pairs: Any, x64: None) -> None:
     draw = Draw()
     params = doubled({"qkv": draw(MODEL, 3 * HEADS * SIZE), "two": draw(MODEL, 4, 2)})
     products = [Product(u, vt, dimension_numbers=ALONG_HEADS) for u, vt in pairs]
@@ -261,7 +257,7 @@ def test_neither_products_nor_kernels_are_formed() -> None:
     assert not any(shape.count(model) > 1 for shape in shapes)
 
 
-def test_boxes_and_narrow_leaves(quick_compile: None) -> None:
+def test_boxes_and_narrow_leaves() -> None:
     case = CASES["factorized"]()
     products = attention_products(case.params)
     tx = frobenius_decay(COEFFICIENT, products)

@@ -111,7 +111,7 @@ def test_pages_are_built_without_a_warning_and_name_everything(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
-def test_python(page: str, block: Block, monkeypatch: pytest.MonkeyPatch, quick_compile: None):
+def test_python(page: str, block: Block, monkeypatch: pytest.MonkeyPatch):
     run_python(DOCS / page, block, monkeypatch)
 
 

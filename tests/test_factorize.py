@@ -28,8 +28,6 @@ from lowrank_jax import (
     variance_matched,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def factorized(case, rank, depth=2, dtype=np.float64, **options):
     kernel = jnp.asarray(random(*case.shape), dtype)

@@ -25,9 +25,6 @@ from lowrank_jax import (
     variance_matched,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 KEY = jax.random.key(7)
 
 

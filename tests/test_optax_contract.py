@@ -20,8 +20,6 @@ from lowrank_jax import (
     frobenius_decay,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 WEIGHT, FROBENIUS = 0.25, 0.5
 
 

@@ -44,6 +44,7 @@ def test_every_block_is_of_a_known_language():
     assert not re.search(r"^(?:\t| {4,})\S", outside, flags=re.MULTILINE)
 
 
+@pytest.mark.optimized  # As a user runs it.
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"line{block.line}")
 def test_python(block: Block, monkeypatch: pytest.MonkeyPatch):
     run_python(README_PATH, block, monkeypatch)

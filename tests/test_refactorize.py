@@ -18,8 +18,6 @@ from lowrank_jax import (
 )
 from lowrank_jax.factored_svd import factored_svd
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def random_weight(case, rank, depth, dtype=np.float64, seed=0):
     full = Case(case.name, case.kind, case.shape, case.batch, case.axes, rank, depth)

@@ -72,10 +72,10 @@ class Cuttlefish:
       detector: when layers have settled.
       tracked: the kernels that must settle; the candidates, if nothing is said. They need not be
         the same: for DeiT the attention's output projection is tracked and never factorized.
-      metric: ``"scaled_stable"`` as above; ``"stable"`` the stable rank without the scale (the
-        paper's ablation); ``"accumulative"`` the larger of the scaled stable rank and the
-        accumulative rank, see :mod:`lowrank_jax.rank_selection.accumulative_ranks`: unverified,
-        and slower to measure.
+      metric: ``"scaled_stable"`` as above; ``"stable"`` the stable rank without the scale (near the
+        paper's ablation, which for CIFAR takes full rank where the scaled one is above it);
+        ``"accumulative"`` the larger of the scaled stable rank and the accumulative rank, see
+        :mod:`lowrank_jax.rank_selection.accumulative_ranks`: unverified, and slower to measure.
       share: of the sum of singular values, for the metric ``"accumulative"``.
       minimum_fraction: no rank is below this share of full rank, rounded down.
       multiple_of: ranks are rounded up to multiples of this, never above full rank.
@@ -153,7 +153,8 @@ class Cuttlefish:
             )
         if self.latest_epoch is None or epoch < self.latest_epoch:
             return Keep(f"{len(settled) - len(left)} of {len(settled)} layers have settled")
-        limit = self.detector.threshold_for(len(left))
+        asked = [path for path, at in settled.items() if at is None or at == epoch]
+        limit = self.detector.threshold_for(len(asked))
         lines = [
             f"NOT SETTLED: {len(left)} of {len(settled)} layers at the latest epoch, "
             f"{self.latest_epoch}. They move by so many ranks per epoch, where {limit:g} would do "

@@ -37,7 +37,7 @@ def close(actual, expected, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_agrees_with_lax(case, x64, quick_compile):
+def test_agrees_with_lax(case, x64):
     x, kernel = case.operands()
     shape = jax.eval_shape(case.plain, x, kernel).shape
     y = np.random.default_rng(1).standard_normal(shape)

@@ -40,7 +40,7 @@ def convolutions_left(function, *args):
 
 # Half of the cases, which has every kind of stride, padding and dilation.
 @pytest.mark.parametrize("case", CASES[::2], ids=str)
-def test_agrees_with_lax(case, x64, quick_compile):
+def test_agrees_with_lax(case, x64):
     args = operands(case)
     assert_agrees(with_gradients(case), *args)
     # Empty results are left to lax.
@@ -48,7 +48,7 @@ def test_agrees_with_lax(case, x64, quick_compile):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_inside_a_scan(stride, x64, quick_compile):
+def test_inside_a_scan(stride, x64):
     case = Case((3, 3), (stride, stride), ((1, 1), (1, 1)))
     x, kernel, y = operands(case)
 
@@ -66,7 +66,7 @@ def test_inside_a_scan(stride, x64, quick_compile):
     assert convolutions_left(descend, x, kernel, y) == 0
 
 
-def test_kernels_of_other_layouts(x64, quick_compile):
+def test_kernels_of_other_layouts(x64):
     layout = ("NHWC", "OIHW", "NHWC")
 
     def function(x, kernel, y):
@@ -83,7 +83,7 @@ def test_kernels_of_other_layouts(x64, quick_compile):
     assert convolutions_left(function, *args) == 0
 
 
-def test_a_channel_multiplier_is_left_to_lax(x64, quick_compile):
+def test_a_channel_multiplier_is_left_to_lax(x64):
     case = Case(strides=(2, 2))
     args = operands(case, multiplier=2)
     assert_agrees(with_gradients(case), *args)
@@ -91,7 +91,7 @@ def test_a_channel_multiplier_is_left_to_lax(x64, quick_compile):
 
 
 @pytest.mark.parametrize("accumulate", [None, jnp.float32])
-def test_bfloat16_is_summed_in_float32(accumulate, quick_compile):
+def test_bfloat16_is_summed_in_float32(accumulate):
     def function(x, kernel):
         return lax.conv_general_dilated(
             x,

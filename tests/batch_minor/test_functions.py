@@ -175,7 +175,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_values_and_gradients(name, x64, quick_compile):
+def test_values_and_gradients(name, x64):
     x, first, kernel = arrays((2, 6, 5, 3), (1, 1, 3, 4), (3, 3, 4, 4))
 
     def loss(x, first, kernel):
@@ -208,7 +208,7 @@ class Layers(nn.Module):
         return nn.Dense(4)(nn.Conv(5, (3,), padding="CAUSAL")(x).reshape(x.shape[0], -1))
 
 
-def test_layers_of_flax(x64, quick_compile):
+def test_layers_of_flax(x64):
     (x,) = arrays((2, 8, 8, 3))
     model, key = Layers(), jax.random.key(3)
     shapes = jax.eval_shape(lambda: model.init({"params": key, "dropout": key}, x, True))
@@ -233,7 +233,7 @@ class Cell(nn.Module):
 
 
 @pytest.mark.parametrize("remat", [True, False])
-def test_scan_over_layers(remat, x64, quick_compile):
+def test_scan_over_layers(remat, x64):
     cell = nn.remat(Cell, prevent_cse=False) if remat else Cell
     scanned = nn.scan(cell, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
     x, kernel, bias = arrays((2, 5, 5, 3), (3, 3, 3, 3, 3), (3, 3))

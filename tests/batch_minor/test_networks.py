@@ -58,7 +58,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("name", "kind", "scale"), NETWORKS)
-def test_gradients_of_the_residual_networks(name, kind, scale, x64, quick_compile):
+def test_gradients_of_the_residual_networks(name, kind, scale, x64):
     loss, args = network(name, kind, scale)
     # Images are an argument to differentiate by too: the first layer's input gradient.
     assert_agrees(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True), *args)

@@ -33,7 +33,7 @@ def shape_with(length, axis):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_read_and_write_by_the_definition(axis, x64, quick_compile):
+def test_read_and_write_by_the_definition(axis, x64):
     rng = np.random.default_rng(axis)
     # Half of the windows, each along one of the axes and at one of the taps.
     cases = [(window, number % 3) for number, window in enumerate(WINDOWS[axis::6])]

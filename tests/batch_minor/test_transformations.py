@@ -75,7 +75,7 @@ def test_without_jit(x, kernel, x64):
     assert_same(batch_minor(loss)(x, kernel), loss(x, kernel))
 
 
-def test_under_vmap(x, kernel, x64, quick_compile):
+def test_under_vmap(x, kernel, x64):
     kernels = jnp.stack([kernel, 2 * kernel, -kernel])
     images = jnp.stack([x, -x, x + 1], 2)
     gradient = jax.grad(loss, argnums=1)
@@ -95,7 +95,7 @@ def test_under_vmap(x, kernel, x64, quick_compile):
     assert_same(*compute(kernels, images))
 
 
-def test_inside_scan_and_itself(x, kernel, x64, quick_compile):
+def test_inside_scan_and_itself(x, kernel, x64):
     def steps(step):
         return lax.scan(lambda c, _: (step(c, kernel), c.sum()), jnp.asarray(x), length=3)
 
@@ -109,7 +109,7 @@ def test_inside_scan_and_itself(x, kernel, x64, quick_compile):
     assert_same(around, expected)
 
 
-def test_arguments_and_results_of_any_structure(x, kernel, x64, quick_compile):
+def test_arguments_and_results_of_any_structure(x, kernel, x64):
     def function(x, *, kernels, nothing, key, flag, number):
         y = convolve(x, kernels["first"])
         masked = jnp.where(jax.random.bernoulli(key, shape=y.shape), y, number)
@@ -144,7 +144,7 @@ def test_weak_types_stay_weak(x, kernel):
     assert number.weak_type and image.dtype == jnp.float32
 
 
-def test_factorized_weights_pass_through(x, x64, quick_compile):
+def test_factorized_weights_pass_through(x, x64):
     template = lrj.SpatialLowRank.template((3, 3, 3, 5), jnp.float64, 2, 3)
     rng = np.random.default_rng(0)
     weight = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape)), template)

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base, cifar_resnet, compression, quickstart, tensor, translation
+from configs import base, cifar_resnet, compression, cuttlefish, quickstart, tensor, translation
 from experiments import arguments, config_keys
 from experiments.errors import RunError
 
@@ -32,7 +32,7 @@ def config_flag(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [base, cifar_resnet, compression, quickstart, tensor, translation]
+    "module", [base, cifar_resnet, compression, cuttlefish, quickstart, tensor, translation]
 )
 def test_every_key_has_a_type_and_every_config_settles(module):
     config = module.get_config()
@@ -49,7 +49,8 @@ def test_every_key_has_a_type_and_every_config_settles(module):
         config_keys.flatten(base.get_config()).keys(),
     )
     if config.task == "classification":
-        assert keys == of_base
+        # What a model's group has are the fields of that model.
+        assert {k for k in keys ^ of_base if not k.startswith("model.")} == set()
     else:  # Without what is for images, and with what is for text.
         images = {"validation", "eval_batch_size", "expected_accuracy"}
         images |= {"model.depth", "model.width"}
@@ -126,3 +127,28 @@ def test_configs_import_nothing_but_ml_collections_and_the_vocabulary():
                 if node.module == "experiments":
                     assert {alias.name for alias in node.names} <= {"arguments", "config_keys"}
             assert not isinstance(node, ast.Import), path
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "expected"),
+    [
+        ("resnet18", "full", ("factorize", 0.0, "channel", "plain", False)),
+        ("resnet18", "pufferfish", ("pufferfish", 0.0, "channel", "plain", True)),
+        ("resnet18", "cuttlefish", ("cuttlefish", 0.0, "channel", "frobenius", False)),
+        ("resnet18", "si_fd", ("factorize", 0.08, "conv", "frobenius", False)),
+        ("vgg19", "pufferfish", ("pufferfish", 0.0, "channel", "plain", False)),
+        ("vgg19", "cuttlefish", ("cuttlefish", 0.0, "channel", "plain", True)),
+        ("resnet50", "cuttlefish", ("cuttlefish", 0.0, "channel", "plain", True)),
+        ("wide_resnet50", "pufferfish", ("pufferfish", 0.0, "channel", "plain", False)),
+        ("deit_base", "cuttlefish", ("cuttlefish", 0.0, "linear", "plain", False)),
+        ("resmlp36", "cuttlefish", ("cuttlefish", 0.0, "linear", "plain", False)),
+    ],
+)
+def test_what_networks_have_is_as_published(model, method, expected):
+    """In whichever order both are said; what selects is as the preset of the data says."""
+    for argument in (f"model={model},method={method}", f"method={method},model={model}"):
+        config = arguments.settle(cuttlefish.get_config(argument))
+        found = [config[k] for k in ("method", "rank_scale", "kind", "decay", "factor_norm")]
+        assert tuple(found) == expected
+    least = {"cifar": 0.0, "imagenet": 0.2, "vit": 0.5}
+    assert config.selection.minimum_fraction == least[config.selection.preset]

@@ -15,7 +15,7 @@ import pytest
 import tiny_runs
 from tiny_runs import outcome
 
-from experiments import switching
+from experiments import evaluate, export, inference_cost, stack_profiling, switching
 from experiments import train as training
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
@@ -99,10 +99,10 @@ def test_stopped_again_and_again(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an epoch, within one, at the switch, and after it; one run, continued each time. At the
-    switch it leaves before that is made, and goes on from the epoch before."""
+    switch it leaves when that is made and saved."""
     folder, update = tmp_path / "run", training.Progress.update
     # The step of the signal, and of the newest checkpoint when the run has left.
-    for requested, newest in [(5, 5), (11, 12), (15, 12), (18, 19)]:
+    for requested, newest in [(5, 5), (11, 12), (15, 15), (18, 19)]:
 
         def stop_there(self: Any, step: int, examples: int, requested: int = requested) -> None:
             update(self, step, examples)
@@ -174,9 +174,21 @@ def test_the_switch_changes_what_it_should(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_norms_between_factors_and_recalibration(tmp_path: Path) -> None:
+    """Such a run is evaluated and exported as it is, and nothing is made of it that it is not."""
     keys = {"factor_norm": True, "decay": "plain", "selection__recalibration_batches": 2}
     folder = train(tmp_path / "run", **keys)
-    state = RestoredRun.read(folder).state
+    restored = RestoredRun.read(folder)
+    found = evaluate.evaluate(restored)
+    assert found["merged"] is None and found["factored"]["accuracy"] == restored.run.accuracy
+    assert inference_cost.measure(restored).merged is None
+    export.export(folder, "factored", tmp_path / "factored.safetensors")
+    for make_dense in (
+        lambda: export.export(folder, "merged", tmp_path / "merged.safetensors"),
+        lambda: train(tmp_path / "next", start=str(folder), method="factorize"),
+    ):
+        with pytest.raises(RunError, match="norms between the factors"):
+            make_dense()
+    state = restored.state
     norm = state.params["conv"]["factor_norm"]
     assert norm["scale"].shape == (state.params["conv"]["kernel"].rank,)
     assert np.ptp(norm["scale"]) > 0
@@ -212,9 +224,42 @@ def test_pufferfish_and_a_late_switch(tmp_path: Path) -> None:
         ({"record_norms": True}, "begins dense"),
         ({"selection__kept": "conv/.*"}, "keeps all 1 kernels dense"),
         ({"selection__kept": "("}, "is no pattern"),
+        ({"selection__kept": "publishd"}, "is none of profile, published and none"),
+        ({"method": "pufferfish", "selection__kept": "profile"}, "it times nothing"),
     ],
 )
 def test_what_contradicts_is_refused(keys: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=words):
         train(tmp_path / "run", **keys)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_kept_layers_are_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is continued reads the times of its stacks; without them it says so."""
+    seconds = iter([1.0, 2.0])
+
+    def timed(contenders: Any, inputs: Any, plan: Any, say: Any) -> dict[str, float]:
+        return {"dense": 4.0, "factorized": next(seconds)}
+
+    monkeypatch.setattr(stack_profiling, "time_gradients", timed)
+    folder, lines = tmp_path / "run", []
+    keys = {"selection__kept": "profile", "selection__speed_up": 3.0}
+
+    class Enough(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if line.startswith("step 5/"):
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(folder, say=stop, **keys)
+    assert "timed 2 of 2 stacks" in "".join(lines)
+    train(folder, say=lines.append, **keys)  # A third time would be one too many.
+    kept = json.loads((folder / "kept_layers.json").read_text())
+    assert [stack["kept"] for stack in kept["stacks"]] == [False, False]
+    assert (folder / "plots" / "stack_times.png").is_file()
+    result = json.loads((folder / "result.json").read_text())
+    assert list(result["selection"]["ranks"]) == ["conv/kernel"]
+    assert result["selection"]["seconds"]["profiling"] > 0

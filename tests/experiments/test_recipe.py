@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from configs import cifar_resnet
+from configs import cifar_resnet, cuttlefish
 from experiments import arguments, recipe
 
 
@@ -44,6 +44,57 @@ def test_learning_rate_of_every_step(
     schedule = recipe.learning_rate(settled(argument), steps_per_epoch)
     found = [float(schedule(step)) for step in range(len(rates) * steps_per_epoch)]
     np.testing.assert_allclose(found, np.repeat(rates, steps_per_epoch), rtol=1e-6)
+
+
+# The published recipe: 300 epochs, warm-up of five, a tenth at 150 and at 225.
+_WARM = [0.1, 0.24, 0.38, 0.52, 0.66]
+
+
+@pytest.mark.parametrize(
+    ("switch", "changed"),
+    [
+        (None, {}),
+        (40, dict(zip(range(40, 45), _WARM, strict=True))),
+        # From a milestone on it is never above what it would be without a switch.
+        (148, {148: 0.1, 149: 0.24, 150: 0.08, 151: 0.08, 152: 0.08}),
+    ],
+)
+def test_the_learning_rate_warms_up_again_after_a_switch(
+    switch: int | None, changed: dict[int, float]
+) -> None:
+    config = arguments.settle(cuttlefish.get_config())
+    rates = _WARM + [0.8] * 145 + [0.08] * 75 + [0.008] * 75
+    for epoch, rate in changed.items():
+        rates[epoch] = rate
+    at = None if switch is None else 3 * switch
+    schedule = recipe.learning_rate(config, 3, at)
+    found = [float(schedule(step)) for step in range(3 * len(rates))]
+    np.testing.assert_allclose(found, np.repeat(rates, 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", ["frobenius", "plain"])
+def test_decay_of_a_network_that_becomes_low_rank(decay: str) -> None:
+    """Vectors are never decayed; kernels plainly, and their factors by one of both rules."""
+    config = arguments.settle(cuttlefish.get_config())
+    config.update({"decay": decay, "weight_decay": 0.1})
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 8)))
+    dense = {"kernel": kernel, "bias": jnp.ones(8), "norm": {"scale": jnp.ones(8)}}
+    low = lrj.factorize(dense, [lrj.Rule("kernel", lrj.FixedRank(2), lrj.ChannelLowRank)])
+
+    def update(params: Any) -> Any:
+        tx = recipe.decay(config, ratio=0.5)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return tx.update(zeros, tx.init(params), params)[0]
+
+    for updates in (update(dense), update(low)):
+        assert not np.any(updates["bias"]) and not np.any(updates["norm"]["scale"])
+    np.testing.assert_allclose(update(dense)["kernel"], 0.1 * kernel, rtol=1e-6)
+    u, vt = low["kernel"].u.reshape(36, 2), low["kernel"].vt.reshape(2, 8)
+    expected = (u @ vt @ vt.T, u.T @ u @ vt) if decay == "frobenius" else (u, vt)
+    found = update(low)["kernel"]
+    np.testing.assert_allclose(found.u.reshape(36, 2), 0.1 * expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found.vt.reshape(2, 8), 0.1 * expected[1], rtol=1e-5)
 
 
 def test_two_hundred_published_epochs() -> None:

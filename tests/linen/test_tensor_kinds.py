@@ -14,8 +14,6 @@ from lowrank_jax import RankScale, Rule, TensorTrain, Tucker, decay, describe, f
 from lowrank_jax.initializers import factorized
 from lowrank_jax.linen import Conv, lift
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEY = jax.random.key(0)
 both_kinds = pytest.mark.parametrize("kind", [TensorTrain, Tucker])
 

@@ -14,8 +14,6 @@ from lowrank_jax import (
     dot_general,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def matrix_weight(shape, rank, batch=0, n_in=1, deep=False, dtype=np.float64, seed=0):
     generator = np.random.default_rng(seed)

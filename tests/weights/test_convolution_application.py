@@ -16,8 +16,6 @@ from lowrank_jax import (
     dot_general,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 CONVOLUTIONS = [SpatialLowRank, ChannelLowRank]

@@ -9,9 +9,6 @@ from weights_cases import CASES, TWO_FACTOR_CASES, Case, matrix, naive_dense
 from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
 from lowrank_jax.weights.geometry import RANK, Geometry
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 two_factor_case = pytest.mark.parametrize("case", TWO_FACTOR_CASES, ids=lambda case: case.name)
 

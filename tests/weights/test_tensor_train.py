@@ -8,8 +8,6 @@ import pytest
 from lowrank_jax import FixedRank, RankScale, Rule, TensorTrain, factorize
 from lowrank_jax.weights.tensor_train import right_orthonormal, train_svd
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def random(*shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

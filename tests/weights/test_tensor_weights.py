@@ -31,8 +31,6 @@ from lowrank_jax import (
     variance_matched,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KINDS = [TensorTrain, Tucker]
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 tensor_case = pytest.mark.parametrize("case", TENSOR_CASES, ids=lambda case: case.name)

@@ -7,8 +7,6 @@ import pytest
 
 from lowrank_jax import FixedRank, RankScale, Rule, Tucker, factorize
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def random(*shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

@@ -15,9 +15,6 @@ from weights_cases import CASES, TWO_FACTOR_CASES, Case, PlusDiagonal, matrix, n
 
 from lowrank_jax import ChannelLowRank, LowRank, SpatialLowRank
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 two_factor_case = pytest.mark.parametrize("case", TWO_FACTOR_CASES, ids=lambda case: case.name)
 some_cases = pytest.mark.parametrize(
