@@ -333,7 +333,6 @@ def _train(
                 if best and selected is not None:
                     save(selected, Variables(state.params, state.model_state))
             kernels = diagnostics.measure(state.params, rate) if due else None
-            say(pace.line(step, done, scalars))
 
             # ------------------------------------------------------------ a switch to low rank
             selection, switched = None, False
@@ -359,6 +358,7 @@ def _train(
                     scalars |= {f"switched_{name}": value for name, value in after.items()}
                     say(console.at_switch(split, scalars))
             write(done, scalars, kernels, selection)
+            say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
             stopping = stop.requested

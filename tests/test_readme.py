@@ -207,6 +207,7 @@ def check_run_folder(folder: Path) -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     documented = set(re.findall(r"`([^`]+)`", "".join(row.split(" | ")[0] for row in rows)))
     written = {path.name + "/" * path.is_dir() for path in folder.iterdir()}
-    # `evaluate` writes the first; the others are asked for, or of translation.
+    # `evaluate` writes the first; the others are asked for, or of other tasks and methods.
     others = {"evaluation.json", "norms.npz", "compact.safetensors"}
+    others |= {"kept_layers.json", "kept_layers.txt"}
     assert written == documented - others - {"selected/", "vocabulary.model", "translations.txt"}
