@@ -114,7 +114,7 @@ class SectionFigures:
         sizes = self._beside if one_size else list(map(self._data, self._settings))
         followed = self._beside if len(self._beside) > len(self._references) or not studied else []
         figures = {
-            f"{measure.name}_against_parameters": report_plots.score_against_parameters(
+            f"{measure.name.replace(" ", "_")}_against_parameters": report_plots.score_against_parameters(
                 sizes, title, self._score
             ),
             "learning_curves": report_plots.learning_curves(followed, title, accuracy),

@@ -197,6 +197,7 @@ def test_norms_between_factors_and_recalibration(tmp_path: Path) -> None:
     assert outcome(plain)["digest"] != outcome(folder)["digest"]
 
 
+@pytest.mark.slow
 def test_pufferfish_and_a_late_switch(tmp_path: Path) -> None:
     lines: list[str] = []
     folder = train(
