@@ -113,8 +113,9 @@ class SectionFigures:
         one_size = len({data.parameters for data in studied}) == 1
         sizes = self._beside if one_size else list(map(self._data, self._settings))
         followed = self._beside if len(self._beside) > len(self._references) or not studied else []
+        score = measure.name.replace(" ", "_")  # Links do not take spaces.
         figures = {
-            f"{measure.name.replace(" ", "_")}_against_parameters": report_plots.score_against_parameters(
+            f"{score}_against_parameters": report_plots.score_against_parameters(
                 sizes, title, self._score
             ),
             "learning_curves": report_plots.learning_curves(followed, title, accuracy),

@@ -48,6 +48,7 @@ def test_masked_accuracy_and_its_loss(tmp_path):
     assert "| masked loss | unigram loss |" in text and "| 4.000 | 6.500 |" in text
     assert "| head scale 0.5, QK and OV products: SI + FD |" in text
     assert "head scale: the size of attention heads" in text
+    assert "](masked_accuracy_against_parameters.png)" in text
 
 
 def test_pretrained_classifiers_stand_beside_those_from_nothing(tmp_path):
