@@ -252,6 +252,7 @@ def test_a_second_signal_kills(children, tmp_path):
 # ------------------------------------------------------------------ the real thing
 
 
+@pytest.mark.slow
 def test_a_real_run_is_continued_and_finished(tmp_path, capsys, monkeypatch):
     """The training loop itself, with a small model: it is stopped while starting, then done."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
