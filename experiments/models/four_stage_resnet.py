@@ -47,17 +47,31 @@ CONVOLUTIONS = r"stage_\d_block_\d/conv\d/kernel"
 WITH_PROJECTIONS = r"stage_\d_block_\d/(conv\d|projection)/kernel"
 
 
+Convolutions = tuple[tuple[int, int, int], ...]
+"""Of a block: size of the window, features and stride of each, in their order."""
+
+
+def _basic(channels: int, stride: int) -> Convolutions:
+    return (3, channels, stride), (3, channels, 1)
+
+
+def _bottleneck(inside: int, channels: int, stride: int) -> Convolutions:
+    """With `inside` times the channels of the stage in the middle."""
+    inner = inside * channels
+    return (1, inner, 1), (3, inner, stride), (1, 4 * channels, 1)
+
+
 class Block(nn.Module):
     """Convolutions with norms, around a shortcut.
 
     Attributes:
-      convolutions: size of the window, features and stride of each, in their order.
+      convolutions: see `Convolutions`.
       kernel_init: of all kernels.
       factor_norm: whether there is a norm between the factors of the convolutions.
       dtype: see the module.
     """
 
-    convolutions: tuple[tuple[int, int, int], ...]
+    convolutions: Convolutions
     kernel_init: nn.initializers.Initializer
     factor_norm: bool = False
     dtype: Any = None
@@ -107,10 +121,8 @@ class FourStageResNet(nn.Module):
     blocks: ClassVar[tuple[int, ...]]  # Of each stage.
     large_images: ClassVar[bool]
     kernel_init: ClassVar[nn.initializers.Initializer]
-
-    def convolutions(self, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-        """Those of a block, see `Block`."""
-        raise NotImplementedError
+    # Of a block, by the channels of its stage and its stride.
+    convolutions: ClassVar[staticmethod[[int, int], Convolutions]]
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
@@ -156,9 +168,7 @@ class ResNet18(FourStageResNet):
     blocks = (2, 2, 2, 2)
     large_images = False
     kernel_init = staticmethod(linear_uniform)
-
-    def convolutions(self, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-        return (3, channels, stride), (3, channels, 1)
+    convolutions = staticmethod(_basic)
 
 
 class ResNet50(FourStageResNet):
@@ -167,14 +177,10 @@ class ResNet50(FourStageResNet):
     blocks = (3, 4, 6, 3)
     large_images = True
     kernel_init = staticmethod(fan_out_normal)
-    inside: ClassVar[int] = 1  # Times the channels of the stage.
-
-    def convolutions(self, channels: int, stride: int) -> tuple[tuple[int, int, int], ...]:
-        inner = self.inside * channels
-        return (1, inner, 1), (3, inner, stride), (1, 4 * channels, 1)
+    convolutions = staticmethod(partial(_bottleneck, 1))
 
 
 class WideResNet50(ResNet50):
     """WRN-50-2; attributes as for `FourStageResNet`."""
 
-    inside = 2
+    convolutions = staticmethod(partial(_bottleneck, 2))
