@@ -22,6 +22,7 @@ from experiments import (
     rank_plots,
     recorded_ranks,
     stack_plot,
+    stack_profiling,
 )
 from experiments.measures import Measure
 from experiments.metrics import columns, read_metrics
@@ -126,10 +127,8 @@ def _selected_ranks(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Figure 
 
 
 def _stack_times(folder: Path) -> Figure | None:
-    profile = recorded_ranks.profile(folder)
-    if profile is None:
-        return None
-    return stack_plot.stack_times(profile, profile.kept)
+    profile = stack_profiling.read(folder)
+    return None if profile is None else stack_plot.stack_times(profile)
 
 
 def _first_middle_last(lines: Sequence[Mapping[str, Any]]) -> list[str]:

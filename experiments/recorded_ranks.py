@@ -4,7 +4,6 @@ and what becoming low rank did to the accuracy.
     table.json        the ranks in the end, and full ranks by the shapes
     metrics.jsonl     "selection" in the lines until the switch; in that of the switch the accuracy
                       before it, and after it as switched_validation_accuracy or the like
-    kept_layers.json  the stacks that stayed dense for their times
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from typing import Any, NamedTuple
 
 import lowrank_jax as lrj
 from experiments import run_folder
-from experiments.errors import RunError
 from experiments.plot_style import natural_order
-from experiments.stack_profiling import FILE as KEPT_LAYERS
-from lowrank_jax.rank_selection import KeptLayers
 
 Line = Mapping[str, Any]
 """One record of a metrics.jsonl."""
@@ -77,16 +73,3 @@ def table(folder: Path) -> lrj.Table | None:
       RunError: the file is damaged.
     """
     return run_folder.read_table(folder) if (folder / run_folder.TABLE).exists() else None
-
-
-def profile(folder: Path) -> KeptLayers | None:
-    """The times of a run's stacks; None where it has none.
-
-    Raises:
-      RunError: the file is damaged.
-    """
-    path = folder / KEPT_LAYERS
-    try:
-        return KeptLayers.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import recorded_ranks
+from experiments import recorded_ranks, stack_profiling
 from experiments.comparison import Run, Setting
 from experiments.machines import ONE_MACHINE
 from experiments.method_tables import NOTHING, parameters, row, score
@@ -114,7 +114,7 @@ def _kept(run: Run, records: Records) -> str:
     ranks = run.result["selection"]["ranks"]
     dense = [path for path in every if path not in ranks]
     told = f"{len(dense)} of {len(every)}" if every else NOTHING
-    profile = recorded_ranks.profile(run.folder)
+    profile = stack_profiling.read(run.folder)
     stacks = profile.kept if profile is not None else ()
     return f"{told} ({', '.join(stacks)})" if stacks else told
 

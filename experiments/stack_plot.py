@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -13,13 +11,8 @@ from lowrank_jax.rank_selection import KeptLayers
 _SHADE = "#f3f3f3"
 
 
-def stack_times(profile: KeptLayers, kept: Collection[str]) -> Figure:
-    """Two bars for each stack, from the input to the output, with the speed-up on the second.
-
-    Args:
-      profile: the times.
-      kept: the names of the stacks that stay dense; the others are factorized.
-    """
+def stack_times(profile: KeptLayers) -> Figure:
+    """Two bars for each stack, from the input to the output, with the speed-up on the second."""
     places = np.arange(len(profile.times))
     names = [time.name.replace("_", " ") for time in profile.times]
     dense = 1e3 * np.array([time.dense_seconds for time in profile.times])
@@ -29,7 +22,7 @@ def stack_times(profile: KeptLayers, kept: Collection[str]) -> Figure:
         bars = axis.bar(places + 0.2, factorized, 0.38, color=COLOURS[0], label="factorized")
         axis.bar_label(bars, [f"{time.speed_up:.2f}×" for time in profile.times], padding=2)
         for place, time in zip(places, profile.times, strict=True):
-            if time.name in kept:
+            if time.name in profile.kept:
                 axis.axvspan(place - 0.5, place + 0.5, color=_SHADE, zorder=0, label="stays dense")
         axis.set_xticks(places, names)
         axis.grid(visible=False, axis="x")

@@ -58,11 +58,12 @@ def of_run(
     facts = models.find(config.model.name).rank_selection
     assert facts is not None  # It has candidates.
     stacks = facts.stacks
-    kept = read(folder, stacks)
+    kept = read(folder)
     if kept is None:
         times = profile(task, plan, candidates, stacks, say, between)
         kept = KeptLayers(times, config.selection.speed_up)
         write(folder, kept)
+    require_stacks(folder, kept, stacks)
     return kept
 
 
@@ -196,23 +197,26 @@ def write(folder: Path, kept: KeptLayers) -> None:
     files.write_text(folder / FILE, f"{kept.to_json()}\n")
 
 
-def read(folder: Path, stacks: Sequence[Stack]) -> KeptLayers | None:
-    """The times of the stacks of a run that has begun; None if they are not written yet.
+def read(folder: Path) -> KeptLayers | None:
+    """The times of a run's stacks; None if they are not written, yet or at all.
 
     Raises:
-      RunError: the file is damaged, or of other stacks.
+      RunError: the file is damaged.
     """
     path = folder / FILE
     if not path.exists():
         return None
     try:
-        kept = KeptLayers.from_json(path.read_text(encoding="utf-8"))
+        return KeptLayers.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}; without it, they are timed again") from error
+
+
+def require_stacks(folder: Path, kept: KeptLayers, stacks: Sequence[Stack]) -> None:
+    """Raises RunError where what was read from the folder of a run is of other stacks."""
     found, expected = [time.name for time in kept.times], [stack.name for stack in stacks]
     if found != expected:
         raise RunError(
-            f"{path} is of the stacks {', '.join(found)}, and this network has "
+            f"{folder / FILE} is of the stacks {', '.join(found)}, and this network has "
             f"{', '.join(expected)}: remove it to time them"
         )
-    return kept

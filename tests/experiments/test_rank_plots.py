@@ -17,7 +17,7 @@ from synthetic_selections import (
 )
 
 import lowrank_jax as lrj
-from experiments import files, plots, rank_plots, recorded_ranks
+from experiments import files, plots, rank_plots, recorded_ranks, stack_profiling
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 from experiments.rank_plots import FinalRanks, SelectingRun
@@ -169,6 +169,6 @@ def test_a_run_draws_its_ranks_and_the_times_of_its_stacks(folder, monkeypatch):
 def test_damaged_times_are_one_clear_line(folder, tmp_path):
     files.write_text(tmp_path / "kept_layers.json", '{"threshold": 1.5}')
     with pytest.raises(RunError, match=r"kept_layers\.json is damaged: not the times of stacks"):
-        recorded_ranks.profile(tmp_path)
-    assert recorded_ranks.profile(folder) == TIMES
-    assert recorded_ranks.profile(tmp_path / "nowhere") is None
+        stack_profiling.read(tmp_path)
+    assert stack_profiling.read(folder) == TIMES
+    assert stack_profiling.read(tmp_path / "nowhere") is None

@@ -223,9 +223,10 @@ def test_an_interrupted_profile_leaves_nothing(planned, tmp_path, monkeypatch):
 
 def test_what_is_written_is_read(tmp_path):
     kept = KeptLayers(TIMES, 2.5)
-    assert stack_profiling.read(tmp_path, STACKS) is None
+    assert stack_profiling.read(tmp_path) is None
     stack_profiling.write(tmp_path, kept)
-    assert stack_profiling.read(tmp_path, STACKS) == kept
+    assert stack_profiling.read(tmp_path) == kept
+    stack_profiling.require_stacks(tmp_path, kept, STACKS)
     assert kept.kept == ("stage_1", "stage_2")
 
 
@@ -236,13 +237,13 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "kept_layers.json").write_bytes(content)
     with pytest.raises(RunError, match=r"kept_layers\.json is damaged: "):
-        stack_profiling.read(tmp_path, STACKS)
+        stack_profiling.read(tmp_path)
 
 
 def test_times_of_other_stacks_are_refused(tmp_path):
     stack_profiling.write(tmp_path, KeptLayers(TIMES[1:]))
     message = "is of the stacks stage_2, stage_3, stage_4, and this network has stage_1, stage_2"
     with pytest.raises(RunError, match=message):
-        stack_profiling.read(tmp_path, STACKS)
+        stack_profiling.require_stacks(tmp_path, stack_profiling.read(tmp_path), STACKS)
     data = json.loads((tmp_path / "kept_layers.json").read_text())
     assert [stack["name"] for stack in data["stacks"]] == ["stage_2", "stage_3", "stage_4"]
