@@ -134,7 +134,7 @@ def check(config: ConfigDict, dense_params: Any) -> None:
 
 
 class Ranks:
-    """The ranks of one run: what was measured for them, and whether they are selected.
+    """The ranks of one run that are still to be selected: what was measured for them.
 
     Args:
       chosen: by whom.
@@ -152,11 +152,6 @@ class Ranks:
                 "seconds": {"profiling": 0.0, "measuring": 0.0, "switching": 0.0},
             }
         self._kept: dict[str, Any] = tally["ranks"]
-
-    @property
-    def open(self) -> bool:
-        """Whether they are still to be selected."""
-        return self._kept["step"] is None
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -9,6 +9,9 @@ training batches before training goes on, and nothing is learned from them.
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,12 +19,13 @@ import jax.numpy as jnp
 import optax
 
 import lowrank_jax as lrj
+from experiments import config_keys, rank_selection, stack_profiling
 from experiments import state as states
 from experiments.checkpoint import Manifest
 from experiments.dispatch import dispatches
 from experiments.errors import RunError
 from experiments.programs import Programs
-from experiments.rank_selection import switched_at
+from experiments.rank_selection import Ranks, switched_at
 from experiments.state import Plan, TrainState, Variables
 from experiments.tally import Tally
 from experiments.tasks.task import Task
@@ -41,6 +45,42 @@ def resumed_plan(dense: Plan, network: Any, batches_per_epoch: int, manifest: Ma
     if at is None:
         return dense
     return states.plan(dense.config, network, batches_per_epoch, manifest.read_table(), at)
+
+
+def ranks_to_select(
+    folder: Path,
+    task: Task,
+    dense: Plan,
+    tally: Tally,
+    say: Callable[[str], None],
+    between: Callable[[], None],
+) -> Ranks | None:
+    """The ranks that a run has still to select; None where they are given, or selected already.
+
+    Args:
+      folder: of the run.
+      task: with its dense network.
+      dense: the plan with which the run began.
+      tally: of the run.
+      say: where progress lines go.
+      between: called before each measurement of a stack; may raise.
+
+    Raises:
+      RunError: there is nothing to select ranks for, or the times in the folder are damaged.
+    """
+    config = dense.config
+    if not config_keys.selects_ranks(config) or switched_at(tally) is not None:
+        return None
+    began, stacks = time.perf_counter(), None
+    if rank_selection.profiles(config):
+        if tally["ranks"] is not None and not (folder / stack_profiling.FILE).exists():
+            say(f"{stack_profiling.FILE} is missing: timed again, other layers may be kept")
+        stacks = stack_profiling.of_run(folder, task, dense, say, between)
+        say(str(stacks))
+    selector = rank_selection.selector(config, dense.abstract.params, stacks)
+    ranks = Ranks(selector, tally)
+    ranks.seconds["profiling"] += time.perf_counter() - began
+    return ranks
 
 
 def switch(state: TrainState, plan: Plan) -> TrainState:

@@ -34,7 +34,6 @@ from experiments import (
     rank_selection,
     recipe,
     run_folder,
-    stack_profiling,
     switching,
     tally,
     tasks,
@@ -189,18 +188,9 @@ def _train(
         if progress["versions"] != versions():
             say("the versions of the software have changed since: the bits may differ")
 
-    # ---------------------------------------------------------------- ranks that are selected
-    ranks = None
-    if selecting and rank_selection.switched_at(progress) is None:
-        began, stacks = time.perf_counter(), None
-        if rank_selection.profiles(config):
-            if latest is not None and not (workdir / stack_profiling.FILE).exists():
-                say(f"{stack_profiling.FILE} is missing: timed again, other layers may be kept")
-            stacks = stack_profiling.of_run(workdir, loaded, dense, say, stop.leave_if_requested)
-            say(str(stacks))
-        chosen = rank_selection.selector(config, dense.abstract.params, stacks)
-        ranks = rank_selection.Ranks(chosen, progress)
-        ranks.seconds["profiling"] += time.perf_counter() - began
+    ranks = switching.ranks_to_select(
+        workdir, loaded, dense, progress, say, stop.leave_if_requested
+    )
 
     # ---------------------------------------------------------------- compiled steps
     def cuts_of(epoch: int) -> list[Dispatch]:
@@ -328,7 +318,7 @@ def _train(
             if last or "validation" not in task.sizes():
                 scalars |= scores_of("test", state)
             small = step >= recipe.reduced_from(config, len(batches))
-            if small and not (ranks is not None and ranks.open):
+            if small and ranks is None:
                 best = tally.note_best(progress, selects, scalars, done, step)
                 if best and selected is not None:
                     save(selected, Variables(state.params, state.model_state))
@@ -336,7 +326,7 @@ def _train(
 
             # ------------------------------------------------------------ a switch to low rank
             selection, switched = None, False
-            if ranks is not None and ranks.open:
+            if ranks is not None:
                 selection = ranks.measure(state.params)
                 decision = Keep() if last else ranks.decide()
                 if decision.remark:
@@ -347,6 +337,7 @@ def _train(
                     plan = states.plan(config, loaded.network, len(batches), decision.table, step)
                     state = switching.switch(state, plan)
                     ranks.note_switch(decision, step, done, time.perf_counter() - began)
+                    ranks = None
                     run_folder.write_table(workdir, plan.table)
                     # A signal that comes now is followed when the switch is saved.
                     task, plan, _ = formed(plan, None, lambda: None)
