@@ -4,7 +4,8 @@
 
 prints the factorization table and the totals. With `--json`, one object with `parameters`,
 `dense_parameters`, `ratio`, `rank_scale` (found for a ratio), `multiply_adds`,
-`dense_multiply_adds` and the rows of the table.
+`dense_multiply_adds`, `undecided` (kernels that are dense at first, and whose ranks are selected in
+training) and the rows of the table.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def as_text(found: Plan) -> str:
     saved = found.multiply_adds / found.dense_multiply_adds
     if found.config.method == "prune":
         factors = "no factors: entries are pruned during training"
-    elif config_keys.selects_ranks(found.config) and not found.table.rows:
-        number = len(rank_selection.candidates(found.config, found.abstract.params).rows)
-        factors = f"dense at first; ranks are selected in training, of up to {number} kernels"
+    elif undecided := _undecided(found):
+        factors = (
+            f"dense at first; ranks are selected in training, of up to {len(undecided)} kernels"
+        )
     else:
         factors = str(found.table)
     lines = [
@@ -77,8 +79,17 @@ def as_json(found: Plan) -> str:
         "rank_scale": found.rank_scale,
         "multiply_adds": found.multiply_adds,
         "dense_multiply_adds": found.dense_multiply_adds,
+        "undecided": _undecided(found),
     }
     return json.dumps(totals | json.loads(found.table.to_json()), indent=1)
+
+
+def _undecided(found: Plan) -> list[str]:
+    """The kernels whose ranks only training will tell."""
+    if not config_keys.selects_ranks(found.config) or found.table.rows:
+        return []
+    candidates = rank_selection.candidates(found.config, found.abstract.params)
+    return [row.path for row in candidates.rows]
 
 
 def run(argv: Sequence[str]) -> None:

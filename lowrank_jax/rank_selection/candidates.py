@@ -47,26 +47,37 @@ def full_rank(row: Row) -> int:
     return min(matrix_shape(row))
 
 
-def restructured(candidates: Table, ranks: Mapping[str, int], remark: str) -> Restructure:
-    """The decision to store each candidate at its rank, or dense where that is no larger.
+def at_ranks(candidates: Table, ranks: Mapping[str, int]) -> Table:
+    """The candidates, each at its rank.
 
     Args:
       candidates: whose own ranks are not read.
       ranks: by path.
-      remark: why now; a line for each candidate that stays dense is added.
     """
-    rows, lines, other = [], [remark] if remark else [], candidates.other_parameters
+    rows = []
     for row in candidates.rows:
         rank = ranks[row.path]
         stored = parameters(row.kind, row.shape, rank, row.depth, **row.axes)
-        at_rank = dataclasses.replace(row, rank=rank, parameters=stored)
-        if at_rank.breaks_even:
+        rows.append(dataclasses.replace(row, rank=rank, parameters=stored))
+    return Table(tuple(rows), candidates.other_parameters)
+
+
+def restructured(table: Table, remark: str) -> Restructure:
+    """The decision to store each kernel of a table at its rank, or dense where that is no larger.
+
+    Args:
+      table: at the ranks that were chosen.
+      remark: why now; a line for each kernel that stays dense is added.
+    """
+    rows, lines, other = [], [remark] if remark else [], table.other_parameters
+    for row in table.rows:
+        if row.breaks_even:
             other += row.dense_parameters
             break_even = break_even_rank(row.shape, row.kind, row.depth, **row.axes)
             lines.append(
                 f"{row.path} stays dense: from rank {break_even} on factors are no smaller, and "
-                f"its rank would be {rank} of {full_rank(row)}"
+                f"its rank would be {row.rank}"
             )
         else:
-            rows.append(at_rank)
+            rows.append(row)
     return Restructure(Table(tuple(rows), other), "\n".join(lines))

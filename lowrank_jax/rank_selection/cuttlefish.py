@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 
 from lowrank_jax.rank_selection.accumulative_ranks import accumulative_ranks
 from lowrank_jax.rank_selection.candidates import (
+    at_ranks,
     full_rank,
     matrix_shape,
     require_candidates,
@@ -147,8 +148,7 @@ class Cuttlefish:
         left = [path for path, at in settled.items() if at is None]
         if not left:
             return restructured(
-                self.candidates,
-                self.ranks(history),
+                at_ranks(self.candidates, self.ranks(history)),
                 f"{len(settled)} of {len(settled)} layers have settled",
             )
         if self.latest_epoch is None or epoch < self.latest_epoch:
@@ -163,7 +163,7 @@ class Cuttlefish:
         for path in left:
             drift = self.detector.drift(self._stable_ranks(history, path))
             lines.append(f"  {path}: {drift:.3g}")
-        return restructured(self.candidates, self.ranks(history), "\n".join(lines))
+        return restructured(at_ranks(self.candidates, self.ranks(history)), "\n".join(lines))
 
     def settled_at(self, history: History) -> dict[str, int | None]:
         """For each tracked layer the epoch before which it had settled, None where it has not."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lowrank_jax.rank_selection.candidates import restructured
 from lowrank_jax.rank_selection.decision import (
     Decision,
     History,
     Keep,
     Measured,
-    Restructure,
     epochs_trained,
     require_epoch,
 )
@@ -26,7 +26,7 @@ class Fixed:
     """Factorizes the candidates as their table says, before an epoch.
 
     Attributes:
-      candidates: at the ranks they will have; those at break-even or above are factorized too.
+      candidates: at the ranks they will have.
       epoch: how many epochs are trained dense.
 
     >>> from lowrank_jax.ranks import FixedRank
@@ -52,4 +52,4 @@ class Fixed:
         """As :meth:`RankSelector.decide` says."""
         if epochs_trained(history) < self.epoch:
             return Keep()
-        return Restructure(self.candidates)
+        return restructured(self.candidates, remark="")

@@ -14,7 +14,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lowrank_jax.rank_selection.candidates import full_rank, require_candidates, restructured
+from lowrank_jax.rank_selection.candidates import (
+    at_ranks,
+    full_rank,
+    require_candidates,
+    restructured,
+)
 from lowrank_jax.rank_selection.decision import (
     Decision,
     History,
@@ -71,4 +76,4 @@ class Pufferfish:
             full = full_rank(row)
             rank = int(self.fraction * full)
             ranks[row.path] = rounded_rank(rank, full, multiple_of=self.multiple_of)
-        return restructured(self.candidates, ranks, remark="")
+        return restructured(at_ranks(self.candidates, ranks), remark="")

@@ -128,5 +128,9 @@ def test_what_pufferfish_factorizes_is_known_beforehand(
 def test_of_cuttlefish_it_is_told_that_ranks_are_selected(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    describe.run(["describe", "--config=configs/cuttlefish.py"])
+    command = ["describe", "--config=configs/cuttlefish.py"]
+    describe.run(command)
     assert "dense at first; ranks are selected in training, of up to 16" in capsys.readouterr().out
+    describe.run([*command, "--json"])
+    undecided = json.loads(capsys.readouterr().out)["undecided"]
+    assert len(undecided) == 16 and "stage_4_block_2/conv2/kernel" in undecided

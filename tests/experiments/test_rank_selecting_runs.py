@@ -15,7 +15,7 @@ import pytest
 import tiny_runs
 from tiny_runs import outcome
 
-from experiments import evaluate, export, inference_cost, stack_profiling, switching
+from experiments import evaluate, export, inference_cost, programs, stack_profiling, switching
 from experiments import train as training
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
@@ -160,8 +160,19 @@ def test_the_switch_changes_what_it_should(tmp_path: Path, monkeypatch: pytest.M
         seen.append((before, jax.device_get(after)))
         return after
 
+    compiled: list[tuple[int, Any]] = []
+    dispatch_function = programs.dispatch_function
+
+    def counted(task: Any, plan: Any, steps: int, batch: Any) -> Any:
+        compiled.append((steps, batch))
+        return dispatch_function(task, plan, steps, batch)
+
     monkeypatch.setattr(switching, "switch", watched)
+    monkeypatch.setattr(programs, "dispatch_function", counted)
     train(tmp_path / "run", epochs=4, selection__epoch=3, selection__moments="project")
+    # Every program once before the switch and once after it: one recompilation.
+    once = compiled[: len(compiled) // 2]
+    assert compiled == 2 * once and len(set(once)) == len(once)
     ((before, after),) = seen
     dense, weight = before.params["conv"]["kernel"], after.params["conv"]["kernel"]
     assert is_factorized(weight)

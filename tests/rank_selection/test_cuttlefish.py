@@ -218,8 +218,7 @@ def test_a_rank_at_break_even_keeps_the_layer_dense_and_says_so():
     ]
     assert decision.table.parameters == 29 * 120 + 2 * 3600
     assert decision.remark.splitlines()[-2:] == [
-        f"{name} stays dense: from rank 30 on factors are no smaller, and its rank would be "
-        f"{rank} of 60"
+        f"{name} stays dense: from rank 30 on factors are no smaller, and its rank would be {rank}"
         for name, rank in (("b", 30), ("c", 60))
     ]
     # Rounding up to a multiple counts.

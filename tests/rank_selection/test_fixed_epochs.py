@@ -52,15 +52,24 @@ def test_ranks_are_rounded_up_to_multiples_and_break_even_keeps_dense():
     decision = chosen.decide([{}])
     assert [(row.path, row.rank) for row in decision.table.rows] == [("a", 32)]
     assert decision.remark == (
-        "b stays dense: from rank 8 on factors are no smaller, and its rank would be 8 of 16"
+        "b stays dense: from rank 8 on factors are no smaller, and its rank would be 8"
     )
     assert decision.table.parameters == 32 * 400 + 256
     assert str(decision).startswith(decision.remark) and "1 factorized kernels" in str(decision)
 
 
-def test_fixed_takes_its_table_as_it_is():
-    table = resolve(shapes(a=(16, 16)), [Rule("a", RankScale(1.0), depth=3)])
-    assert Fixed(table, epoch=0).decide([{}]) == Restructure(table)
+def test_fixed_takes_its_table_and_break_even_keeps_dense():
+    params = shapes(deep=(16, 16), large=(16, 16), pointwise=(1, 1, 16, 16))
+    rules = [
+        Rule("deep", FixedRank(4), depth=3),
+        Rule("large", FixedRank(8)),
+        Rule("pointwise", FixedRank(3), Tucker),
+    ]
+    table = resolve(params, rules)
+    decision = Fixed(table, epoch=0).decide([{}])
+    assert decision.table.rows == (table.row("deep"), table.row("pointwise"))
+    assert decision.remark.startswith("large stays dense")
+    assert decision.table == describe(factorize(params, decision.table))
 
 
 def test_misuse_is_named():
