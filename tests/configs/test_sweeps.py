@@ -12,7 +12,7 @@ from planned_runs import settled
 ROOT = Path(__file__).parents[2]
 SWEEPS = {
     "cifar_resnet": 516, "compression": 234, "tensor": 111, "compression_small": 44,
-    "translation": 858, "rank_selection_small": 8,
+    "translation": 858, "rank_selection_small": 10,
 }  # fmt: skip
 # Those that do not have all of their settings with every seed; each has a test of its own.
 UNEVEN = {"translation_small", "pretraining_small"}
