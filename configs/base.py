@@ -165,6 +165,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The batch is taken in this many equal micro-batches, one after the other, and their gradients
     # are averaged; batch norm sees one micro-batch at a time.
     config.accumulate_steps = 1
+    # Batch norm takes the statistics of so many equal parts of a (micro-)batch by themselves. 1: of
+    # all of it, on however many devices. With as many parts as devices nothing has to be summed
+    # over these; it is another network that is trained, on any mesh the same.
+    config.batch_norm_parts = 1
     # What products and activations are computed in, float32 or bfloat16. Parameters, batch
     # statistics, logits, decay and spectral initialization are float32 in any case.
     config.precision = "float32"
@@ -206,7 +210,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     # The lower end of the final test accuracy that this config reaches (a fraction), printed at
     # the start of a run. 0 prints nothing.
     config.expected_accuracy = 0.0
-    # Devices per mesh axis; -1 takes all that the other axes leave.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    # Devices per mesh axis, such as data:2,fsdp:4. `data` and `fsdp` split batches, `fsdp` and
+    # `tensor` parameters; -1 takes all that the other axes leave.
+    config.mesh = "data:-1"
 
     return arguments.apply(config, arg)

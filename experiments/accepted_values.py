@@ -109,6 +109,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = (
             "epochs",
             "batch_size",
             "accumulate_steps",
+            "batch_norm_parts",
             "eval_batch_size",
             "steps_per_dispatch",
             "checkpoint_every_epochs",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ def apply(
     presets = presets or {}
     names = _names(config)
     values: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in (text or "").split(","))):
+    # What has a colon and no name of its own goes on with the value before it: a mesh has commas.
+    for part in filter(None, map(str.strip, re.split(r",(?!\s*\w+:-?\d+\s*(?:,|$))", text or ""))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if name in presets:
             key = name
@@ -116,6 +118,12 @@ def settle(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        for key in REMOVED & flatten(config).keys():
+            group, _, last = key.rpartition(".")
+            owner = config[group] if group else config
+            del owner[last]
+            if group and not owner:
+                del config[group]
         for key in ADDED_LATER.keys() - flatten(config).keys():
             group, _, last = key.rpartition(".")
             if group == "augment" and group not in config:
@@ -123,8 +131,6 @@ def settle(config: ConfigDict) -> ConfigDict:
             if group and group not in config:
                 config[group] = ConfigDict()
             (config[group] if group else config)[last] = ADDED_LATER[key]
-        for key in [key for key in REMOVED if key in config]:
-            del config[key]
     published = config.protocol == "published"
     if config.get("validation", 0.0) is None:
         config.validation = 0.0 if published else 0.1

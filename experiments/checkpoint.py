@@ -4,7 +4,7 @@ Orbax restores factors of one kind into another kind without a word when their s
 beside the state lies a manifest with the factorization table, the config, the fingerprint of the
 data, and a digest of the state's bytes; all are compared before a run continues. The manifest has
 a checksum of its own. A step folder appears in one rename, state and manifest together, so a kill
-leaves the previous checkpoint.
+leaves the previous checkpoint. Training goes on while one is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
-from experiments import config_keys, files, run_folder
+from experiments import config_keys, files, processes, run_folder
 from experiments.errors import RunError
 
 FOLDER = "checkpoints"
@@ -80,7 +80,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            enable_async_checkpointing=False,
+            enable_async_checkpointing=not read_only,
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -96,7 +96,12 @@ class Checkpoints:
             )
 
     def latest(self) -> int | None:
-        """The step of the newest finished checkpoint."""
+        """The step of the newest finished checkpoint.
+
+        Raises:
+          RunError: the last one could not be written.
+        """
+        self.wait()
         return self._manager.latest_step()
 
     def save(
@@ -109,12 +114,13 @@ class Checkpoints:
         fingerprint: str,
         progress: dict[str, Any],
     ) -> None:
-        """Writes a checkpoint; returns when it is on disk. One of this step that is there already
-        has the same bits, and is left alone.
+        """Writes a checkpoint, in the background: see `wait`. One of this step that is there
+        already has the same bits, and is left alone.
 
         Raises:
-          RunError: it cannot be written; older checkpoints stay.
+          RunError: it cannot be written, or the one before it could not; older checkpoints stay.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
         manifest = dataclasses.asdict(
@@ -128,6 +134,14 @@ class Checkpoints:
                     manifest=ocp.args.JsonSave(manifest | {CHECKSUM: _checksum(manifest)}),
                 ),
             )
+
+    def wait(self) -> None:
+        """Until everything is on disk.
+
+        Raises:
+          RunError: the last checkpoint could not be written; older ones stay.
+        """
+        with self._writing():
             self._manager.wait_until_finished()
 
     def manifest(self, step: int | None) -> Manifest:
@@ -138,6 +152,7 @@ class Checkpoints:
         """
         if step is None:
             raise RunError(f"{self._folder} has no checkpoint; {self._advice}")
+        self.wait()
         try:
             saved = self._manager.restore(
                 step, args=ocp.args.Composite(manifest=ocp.args.JsonRestore())
@@ -205,6 +220,12 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _place(self, step: int | None) -> str:
         return f"checkpoint {self._folder / str(step)}"
 
@@ -224,7 +245,7 @@ def digest(state: Any) -> str:
     """SHA-256 over the paths, dtypes, shapes and bytes of all leaves."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = np.asarray(leaf)
+        array = processes.on_host(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()

@@ -36,9 +36,7 @@ OPERATIONAL = (
     "record_norms",
     "merge",
     "expected_accuracy",
-    "mesh.data",
-    "mesh.fsdp",
-    "mesh.tensor",
+    "mesh",
 )
 
 # The keys of which one says how large the network becomes; all at 0 keep it dense.
@@ -101,10 +99,12 @@ ADDED_LATER: dict[str, Any] = {
     "selection.moments": "reset",
     "selection.rewarmup_epochs": 0,
     "selection.recalibration_batches": 0,
+    "batch_norm_parts": 1,
+    "mesh": "data:-1",
 }
 
 # Keys that there were once, and that changed nothing that is computed: not read.
-REMOVED = ("diagnostics_every_epochs",)
+REMOVED = frozenset({"diagnostics_every_epochs", "mesh.data", "mesh.fsdp", "mesh.tensor"})
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import processes
 from experiments.errors import RunError
 from experiments.state import TrainState
 from lowrank_jax.norm_replay import raise_if_vanished
@@ -21,7 +22,7 @@ def not_finite(state: TrainState | Any) -> list[str]:
         path_string(path)
         for part in ([state.params, state.model_state, state.opt_state] if whole else [state])
         for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-        if not np.isfinite(np.asarray(leaf)).all()
+        if not np.isfinite(processes.on_host(leaf)).all()
     ]
 
 

@@ -3,6 +3,8 @@
     --config=FILE[:key=value,…]   the config and its arguments
     --config.KEY=VALUE            overrides of single keys
     --workdir=DIR                 the run folder; by default a folder of its own under runs/
+    --distributed=auto            one of several processes of a run, on a cluster that JAX knows, or
+    --distributed=HOST:PORT,I,N   the I-th of N processes (from 0), the first of which listens there
 
 The same command continues a run that was interrupted. Exit codes: 0 finished, or stopped by SIGTERM
 with a checkpoint saved; 2 a mistake in what was asked for, told in one message.
@@ -15,11 +17,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from experiments import processes
 from experiments.command_line import exit_code, read_config
 from experiments.config_keys import OPERATIONAL
+from experiments.errors import RunError
 from experiments.stopping import Stopped
 from experiments.train import train_and_evaluate
 
@@ -58,13 +63,24 @@ def run(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
+    flags.DEFINE_string("distributed", "", "as one of several processes", flag_values=values)
     config, argument = read_config(argv, values, USAGE)
+    if values.distributed:
+        processes.join(values.distributed)
     named = values.workdir or config.workdir
     workdir = Path(named) if named else default_workdir(config, argument, argv)
     try:
         train_and_evaluate(config, workdir)
     except Stopped as stopped:
-        print(stopped)
+        if processes.is_first():
+            print(stopped)
+    except jax.errors.JaxRuntimeError as error:
+        if not processes.several():
+            raise
+        raise RunError(
+            f"process {jax.process_index()} has lost another one: {error}\nStart all of them again "
+            "to continue from the newest checkpoint"
+        ) from error
 
 
 if __name__ == "__main__":

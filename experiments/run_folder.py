@@ -41,14 +41,13 @@ from experiments.result import Data
 CONFIG, DATA, TABLE, TABLE_TO_READ = "config.json", "data.json", "table.json", "table.txt"
 FORMS, FORMS_TO_READ = "forms.json", "forms.txt"
 
-# What a run may be continued with a change of. Steps per dispatch, layout, forms,
-# rematerialization and the mesh do not change the experiment either, but they may change bits;
-# recorded norms are a part of the state.
+# What a run may be continued with a change of. Steps per dispatch, layout, forms and
+# rematerialization do not change the experiment either, but they may change bits; recorded norms
+# are a part of the state. Another mesh may change bits, too, and may be all that there is.
 MAY_CHANGE = tuple(
     key
     for key in config_keys.OPERATIONAL
     if key not in ("steps_per_dispatch", "layout", "forms", "remat", "record_norms")
-    and not key.startswith("mesh.")
 )
 
 
@@ -145,7 +144,7 @@ def held(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -> None:
+def begin(path: Path, config: ConfigDict, data: Data, table: lrj.Table) -> None:
     """Writes what identifies the run, as far as it is missing: a kill may come between two files.
 
     The config comes first, since with it the folder is a run's.
@@ -157,12 +156,12 @@ def begin(folder: RunFolder, config: ConfigDict, data: Data, table: lrj.Table) -
         TABLE_TO_READ: str(table),
     }
     for name, content in contents.items():
-        if (folder.path / name).exists():
+        if (path / name).exists():
             continue
         if isinstance(content, str):
-            files.write_text(folder.path / name, f"{content}\n")
+            files.write_text(path / name, f"{content}\n")
         else:
-            files.write_json(folder.path / name, content)
+            files.write_json(path / name, content)
 
 
 def write_table(path: Path, table: lrj.Table) -> None:

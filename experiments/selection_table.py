@@ -122,7 +122,20 @@ def _kept(run: Run, records: Records) -> str:
 def _remarks(setting: Setting) -> list[str]:
     """What each of its runs said of its selection, as the items of a list."""
     return [
-        f"* {setting.label}, seed {run.seed}: {'; '.join(remark.splitlines())}"
+        f"* {setting.label}, seed {run.seed}: {_in_one_line(remark)}"
         for run in _selecting(setting)
         if (remark := run.result["selection"]["remark"])
     ]
+
+
+def _in_one_line(remark: str) -> str:
+    """A remark of several lines, those that are indented being a list.
+
+    >>> _in_one_line("two move:\\n  a: 1\\n  b: 2\\nc stays dense")
+    'two move: a: 1, b: 2; c stays dense'
+    """
+    text = ""
+    for line in remark.splitlines():
+        between = (" " if text.endswith(":") else ", ") if line.startswith("  ") else "; "
+        text += between + line.strip() if text else line
+    return text

@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import mesh as meshes
-from experiments import models, recipe
+from experiments import models, processes, recipe
 from experiments.accumulation import micro_batch_size
 from experiments.errors import RunError
 from experiments.layout import is_batch_minor
 from experiments.multiply_adds import multiply_adds
 from lowrank_jax.linen import add_factor_norms
+from lowrank_jax.sharding import partition_state
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -131,8 +132,8 @@ def plan(
       switched_at: of a run that began dense, the step after which that was factorized.
 
     Raises:
-      RunError: a rule does not fit the model, the mesh not the devices, or the number of
-        micro-batches not the batch.
+      RunError: a rule does not fit the model, the mesh not the devices or the kernels, or the
+        number of micro-batches not the batch.
     """
     mesh = meshes.make(config.mesh)
     variables = jax.eval_shape(network.init, jax.random.key(0))
@@ -168,10 +169,17 @@ def plan(
         model_state=model_state,
         opt_state=opt_state,
     )
+    placed = meshes.parameter_shardings(mesh, params, models.find(config.model.name).partitions)
+    everywhere = meshes.replicated(mesh)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        meshes.parameter_shardings(mesh, state),
+        TrainState(
+            step=everywhere,
+            params=placed,
+            model_state=jax.tree.map(lambda _: everywhere, model_state),
+            opt_state=partition_state(opt_state, params, placed),
+        ),
     )
     return Plan(
         config=config,
@@ -256,7 +264,7 @@ def create(plan: Plan, network: Any, start: Variables | None = None) -> TrainSta
         model_state=model_state,
         opt_state=plan.tx.init(params),
     )
-    return jax.device_put(state, shardings(plan))
+    return jax.device_put(processes.of_the_first(state), shardings(plan))
 
 
 def normed(config: ConfigDict, table: lrj.Table, variables: Variables) -> Variables:

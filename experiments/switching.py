@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import lowrank_jax as lrj
-from experiments import config_keys, rank_selection, stack_profiling
+from experiments import config_keys, processes, rank_selection, stack_profiling
 from experiments import state as states
 from experiments.checkpoint import Manifest
 from experiments.dispatch import dispatches
@@ -94,6 +94,7 @@ def switch(state: TrainState, plan: Plan) -> TrainState:
       RunError: a kernel cannot be factorized, or the policy does not know the optimizer's state.
     """
     try:
+        state = processes.gathered(state)
         params = lrj.factorize(state.params, plan.table)
         variables = states.normed(plan.config, plan.table, Variables(params, state.model_state))
         new = kernels(variables.params).keys() - kernels(state.params).keys()
@@ -108,7 +109,7 @@ def switch(state: TrainState, plan: Plan) -> TrainState:
     except ValueError as error:
         raise RunError(str(error)) from error
     switched = TrainState(state.step, variables.params, variables.model_state, opt_state)
-    return jax.device_put(switched, states.shardings(plan))
+    return jax.device_put(processes.of_the_first(switched), states.shardings(plan))
 
 
 def recalibrated(

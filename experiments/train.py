@@ -30,6 +30,7 @@ from experiments import (
     forms,
     norm_record,
     plots,
+    processes,
     profiling,
     rank_selection,
     recipe,
@@ -64,6 +65,10 @@ def _say(line: str) -> None:
     print(line, flush=True)  # Seen at once where the output goes to a file.
 
 
+def _say_nothing(line: str) -> None:
+    """Of several processes, one speaks."""
+
+
 def train_and_evaluate(
     config: ConfigDict, workdir: Path, say: Callable[[str], None] = _say
 ) -> Path:
@@ -82,6 +87,8 @@ def train_and_evaluate(
       Stopped: SIGTERM arrived; a checkpoint was saved first.
     """
     # The signal from here on, so that starting up and compiling are covered.
+    if not processes.is_first():
+        say = _say_nothing
     with StopSignal() as stop, contextlib.ExitStack() as until_done:
         return _train(arguments.settle(config), workdir, say, stop, until_done)
 
@@ -103,8 +110,8 @@ def _train(
     table = None if begun is None else states.resolve(config, begun.params)
     plan = states.plan(config, task.network, len(batches), table)
     total_steps = total_steps_of(config, len(batches))
-    for size in {batch.size for batch in batches}:
-        micro_batch_size(size, config.accumulate_steps)
+    parts = [micro_batch_size(batch.size, config.accumulate_steps) for batch in batches]
+    computed_whole = meshes.require_split(plan.mesh, parts)
     profiling.check(config.profile_steps, total_steps)
     recipe.require_peak(config, total_steps)
     selecting = config_keys.selects_ranks(config)
@@ -125,21 +132,27 @@ def _train(
     if config.merge:
         compact.require_writer()
     until_done.enter_context(compilation_cache.kept_in(config.compilation_cache))
-    run_folder.begin(folder, config, task.data, plan.table)
-    until_done.enter_context(run_folder.held(workdir))
+    processes.wait("the run folder is read")
+    outputs = until_done.enter_context(processes.output_folder(workdir))
+    run_folder.begin(outputs, config, task.data, plan.table)
+    until_done.enter_context(run_folder.held(outputs))
     for name, content in task.files().items():
-        files.write_bytes(workdir / name, content)
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        files.write_bytes(outputs / name, content)
+    checkpoints = until_done.enter_context(Checkpoints(workdir, config.keep_checkpoints))
+    latest = checkpoints.latest()
     selects = task.selects
     # Those of the epochs since the newest checkpoint, and the one that it tells of.
     kept = config.checkpoint_every_epochs + 1
-    selected = Checkpoints(workdir, kept, name=SELECTED) if selects and selects.kept else None
-    latest = checkpoints.latest()
+    selected = (
+        until_done.enter_context(Checkpoints(workdir, kept, name=SELECTED))
+        if selects and selects.kept
+        else None
+    )
     loaded, dense = task, plan
     if selecting and latest is not None:
         manifest = checkpoints.manifest(latest)
         plan = switching.resumed_plan(dense, loaded.network, len(batches), manifest)
-        run_folder.write_table(workdir, plan.table)  # A kill may have come before this was done.
+        run_folder.write_table(outputs, plan.table)  # A kill may have come before this was done.
 
     # ---------------------------------------------------------------- how kernels are applied
     def formed(
@@ -150,11 +163,13 @@ def _train(
         if stored is None and applied.rows:
             if before is not None and config.forms == "measure":
                 say(f"{run_folder.FORMS} is missing: decided again, the bits may differ")
-            run_folder.write_forms(workdir, applied)
+            run_folder.write_forms(outputs, applied)
         return task, plan, applied
 
     task, plan, applied = formed(plan, latest, stop.leave_if_requested)
     say(console.heading(task, plan, applied, total_steps, workdir))
+    if computed_whole:
+        say(computed_whole)
 
     # ---------------------------------------------------------------- state, new or restored
     def read_selected(selected: Checkpoints, step: int) -> Variables:
@@ -162,7 +177,7 @@ def _train(
         found, _ = selected.restore(
             step, target, config=config, table=plan.table, fingerprint=task.data.identity
         )
-        return found
+        return processes.gathered(found)
 
     stop.leave_if_requested()
     if latest is None:
@@ -226,7 +241,7 @@ def _train(
     pace = Progress(total_steps, unit=task.unit)
     told = time.perf_counter()
     diagnostics = KernelDiagnostics(config, plan, progress)
-    profile = until_done.enter_context(profiling.Profile(config.profile_steps, workdir, step, say))
+    profile = until_done.enter_context(profiling.Profile(config.profile_steps, outputs, step, say))
 
     def elapsed() -> float:
         return spent_before + time.perf_counter() - started
@@ -256,7 +271,7 @@ def _train(
             selection=selection,
         )
 
-    with MetricsWriter(workdir, resume_step=None if latest is None else step) as metrics:
+    with MetricsWriter(outputs, resume_step=None if latest is None else step) as metrics:
         if latest is None:
             scalars = {"learning_rate": float(plan.schedule(0))}
             if start is not None and start.trained:
@@ -267,8 +282,9 @@ def _train(
                 measured = tally.start_of(config, plan, scalars)
                 progress["start"] = dataclasses.asdict(measured)
                 say(console.at_step_0(measured))
-            measures = diagnostics.measure(state.params, scalars["learning_rate"])
-            write(0.0, scalars, measures, ranks.measure(state.params) if ranks else None)
+            params = processes.gathered(state.params)
+            measures = diagnostics.measure(params, scalars["learning_rate"])
+            write(0.0, scalars, measures, ranks.measure(params) if ranks else None)
             save(checkpoints, state)
         for epoch in epochs_left(step, total_steps, len(batches)):
             order = programs.order(epoch)
@@ -280,12 +296,12 @@ def _train(
                 with profile.dispatch(cut.steps):
                     state, sums = programs.train(state, order, epoch, cut)
                     losses = np.asarray(sums["loss"])
-                stopping = stop.requested
+                stopping = processes.any_says(stop.requested)
                 # At a finite loss the last step can still have spoiled the state, which is then
                 # neither saved nor measured.
                 saves = stopping or cut is cuts[-1]
                 last = step + cut.steps == total_steps
-                due = last or diagnostics.due(step, step + cut.steps, elapsed())
+                due = processes.any_says(last or diagnostics.due(step, step + cut.steps, elapsed()))
                 spoiled = not_finite(state if saves else state.params) if saves or due else []
                 if not np.isfinite(losses).all() or spoiled:
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
@@ -296,14 +312,14 @@ def _train(
                 if cut is not cuts[-1]:
                     done = step / len(batches)
                     if due:
-                        write(
-                            done, {"learning_rate": rate}, diagnostics.measure(state.params, rate)
-                        )
+                        params = processes.gathered(state.params)
+                        write(done, {"learning_rate": rate}, diagnostics.measure(params, rate))
                     if time.perf_counter() - told >= _SECONDS_BETWEEN_LINES:
                         told = time.perf_counter()
                         say(pace.line(step, done, tally.train_means(progress)))
                     if stopping:
                         save(checkpoints, state)
+                        checkpoints.wait()
                         raise Stopped(f"stopped at step {step}; start again to continue")
 
             # ------------------------------------------------------------ end of an epoch
@@ -322,12 +338,13 @@ def _train(
                 best = tally.note_best(progress, selects, scalars, done, step)
                 if best and selected is not None:
                     save(selected, Variables(state.params, state.model_state))
-            kernels = diagnostics.measure(state.params, rate) if due else None
+            params = processes.gathered(state.params) if due or ranks else None
+            kernels = diagnostics.measure(params, rate) if due else None
 
             # ------------------------------------------------------------ a switch to low rank
             selection, switched = None, False
             if ranks is not None:
-                selection = ranks.measure(state.params)
+                selection = ranks.measure(params)
                 decision = Keep() if last else ranks.decide()
                 if decision.remark:
                     say(decision.remark)
@@ -338,7 +355,7 @@ def _train(
                     state = switching.switch(state, plan)
                     ranks.note_switch(decision, step, done, time.perf_counter() - began)
                     ranks = None
-                    run_folder.write_table(workdir, plan.table)
+                    run_folder.write_table(outputs, plan.table)
                     # A signal that comes now is followed when the switch is saved.
                     task, plan, _ = formed(plan, None, lambda: None)
                     programs = compiled(task, plan, lambda: None)
@@ -352,19 +369,21 @@ def _train(
             say(pace.line(step, done, scalars))
             if last:
                 progress["final"] = scalars
-            stopping = stop.requested
+            stopping = processes.any_says(stop.requested)
             if last or stopping or switched or done % config.checkpoint_every_epochs == 0:
                 save(checkpoints, state)
             if stopping and not last:
+                checkpoints.wait()
                 raise Stopped(f"stopped at step {step}; start again to continue")
-    checkpoints.close()
+    checkpoints.wait()
 
     # ---------------------------------------------------------------- what is measured once
+    state = processes.gathered(state)
     network = Variables(state.params, state.model_state)
-    if selected is not None:
-        if progress["best"]["step"] != step:
-            network = read_selected(selected, progress["best"]["step"])
-        selected.close()
+    if selected is not None and progress["best"]["step"] != step:
+        network = read_selected(selected, progress["best"]["step"])
+    if not processes.is_first():
+        return workdir
 
     def say_or_leave(line: str) -> None:
         stop.leave_if_requested()

@@ -11,6 +11,7 @@ a pytree node that holds its factors and knows what dense kernel they stand for:
 * :mod:`lowrank_jax.rank_selection` chooses ranks, and when to turn low rank, while training;
 * :mod:`lowrank_jax.export` saves them for other tools, or as programs that run alone;
 * :func:`batch_minor` makes a convolutional training step several times faster on a CPU;
+* :mod:`lowrank_jax.sharding` places such trees, and the state of any optimizer, on a mesh;
 * :func:`dot_general` and :func:`conv_general_dilated` apply an array or a weight alike, and
   ``lowrank_jax.linen`` (imported by itself, it needs flax) has layers that do.
 
@@ -18,7 +19,14 @@ Source: Khodak, Tenenholtz, Mackey and Fusi, "Initialization and Regularization 
 Layers", ICLR 2021 (arXiv 2105.01029).
 """
 
-from lowrank_jax import diagnostics, export, initializers, rank_selection, restructure
+from lowrank_jax import (
+    diagnostics,
+    export,
+    initializers,
+    rank_selection,
+    restructure,
+    sharding,
+)
 from lowrank_jax.attention_products import AttentionLayout, Projection, attention_products
 from lowrank_jax.balance import balance_products
 from lowrank_jax.batch_minor import batch_minor
@@ -102,6 +110,7 @@ __all__ = [
     "replay_norms",
     "resolve",
     "restructure",
+    "sharding",
     "spectral",
     "spectral_ones",
     "target_ratio",

@@ -30,6 +30,7 @@ PUBLIC = [
     "lowrank_jax.linen",
     "lowrank_jax.rank_selection",
     "lowrank_jax.restructure",
+    "lowrank_jax.sharding",
     "lowrank_jax.torch_state_dict",
 ]
 # What public functions return or check their arguments with; other files of the library import it.

@@ -65,6 +65,7 @@ def task(contender: Contender, settled: ConfigDict) -> Classification:
         seed=settled.seed,
         batch_size=settled.batch_size,
         eval_batch_size=settled.eval_batch_size,
+        batch_norm_parts=1,
         partial_batch=False,
         selects=None,
     )

@@ -21,6 +21,7 @@ from experiments.models import (
     four_stage_resnet,
     gpt,
     language_model,
+    partitions,
     projection_resnet,
     rank_selection,
     resmlp,
@@ -32,6 +33,7 @@ from experiments.models import (
 from experiments.models.rank_selection import RankSelection
 from lowrank_jax.initializers import Initializer
 from lowrank_jax.ranks import RankRule
+from lowrank_jax.sharding import Partition
 
 
 class Kernels(NamedTuple):
@@ -89,6 +91,7 @@ class Entry(NamedTuple):
       attention: whether it has attention, and so products of queries and keys, outputs and values,
         in leaves of their own.
       rank_selection: what is published of selecting its ranks during training.
+      partitions: which kernels are split over a mesh otherwise than by their sizes.
     """
 
     build: Callable[..., nn.Module]
@@ -97,6 +100,7 @@ class Entry(NamedTuple):
     task: str = "classification"
     attention: bool = False
     rank_selection: RankSelection | None = None
+    partitions: Sequence[Partition] = ()
 
     def factorization(self, kind: str) -> Factorization:
         """The factorization of a kind; one that the model does not have is a `RunError`."""
@@ -163,6 +167,7 @@ MODELS: dict[str, Entry] = {
         _LANGUAGE_MODEL,
         task="masked_language_model",
         attention=True,
+        partitions=partitions.TRANSFORMER,
     ),
     "bert_classifier": Entry(
         bert.TextClassifier,
@@ -170,6 +175,7 @@ MODELS: dict[str, Entry] = {
         _LANGUAGE_MODEL,
         task="text_classification",
         attention=True,
+        partitions=partitions.TRANSFORMER,
     ),
     "deit": Entry(
         deit.DeiT,
@@ -183,6 +189,7 @@ MODELS: dict[str, Entry] = {
         _LANGUAGE_MODEL,
         task="causal_language_model",
         attention=True,
+        partitions=partitions.TRANSFORMER,
     ),
     "projection_resnet": Entry(
         projection_resnet.ProjectionResNet,
@@ -223,6 +230,7 @@ MODELS: dict[str, Entry] = {
         },
         task="translation",
         attention=True,
+        partitions=partitions.TRANSFORMER,
     ),
     "vgg": Entry(
         vgg.VGG,

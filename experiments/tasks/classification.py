@@ -103,6 +103,7 @@ class Classification:
         ``validation`` if one is held out.
       seed: of the data order and the augmentation.
       batch_size, eval_batch_size: examples per step.
+      batch_norm_parts: see `lowrank_jax.linen.normalization.batch_norm_of_parts`.
       partial_batch: whether the last, smaller batch of an epoch is trained on.
       selects: how the best epoch is found; ``None``: no selection.
     """
@@ -114,6 +115,7 @@ class Classification:
     seed: int
     batch_size: int
     eval_batch_size: int
+    batch_norm_parts: int
     partial_batch: bool
     selects: Selection | None
     unit: ClassVar[str] = "examples"
@@ -136,6 +138,7 @@ class Classification:
             raise RunError(str(error)) from error
         entry = image_set(config.data.name)
         _require_something_left(config, entry.image_size)
+        _require_equal_parts(config)
         mean, std = _statistics(config, entry, data)
         pipeline = ImagePipeline(
             mean=mean,
@@ -153,6 +156,7 @@ class Classification:
             seed=config.seed,
             batch_size=config.batch_size,
             eval_batch_size=config.eval_batch_size,
+            batch_norm_parts=config.batch_norm_parts,
             partial_batch=published,
             selects=Selection(on, "accuracy") if on else None,
         )
@@ -214,7 +218,7 @@ class Classification:
         """Mean cross-entropy; beside it the new model state and sums of metrics over the batch.
         Nothing in these networks is random."""
         images, labels = batch
-        with efficient_batch_norm():
+        with efficient_batch_norm(self.batch_norm_parts):
             logits, model_state = self.network.model.apply(
                 {"params": params, **model_state}, images, True, mutable=list(model_state)
             )
@@ -282,6 +286,15 @@ def _require_something_left(config: ConfigDict, size: int) -> None:
                 f"augment.{key}={config.augment[key]} with images of {size} pixels: nothing may be "
                 f"left of them; at most {most}"
             )
+
+
+def _require_equal_parts(config: ConfigDict) -> None:
+    parts, size = config.batch_norm_parts, config.batch_size // config.accumulate_steps
+    if size % parts:
+        raise RunError(
+            f"batch_norm_parts={parts} does not divide the {size} examples that the network sees "
+            "at once: choose a divisor"
+        )
 
 
 def _split(data: ImageData, config: ConfigDict) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,10 @@ With n values per feature and x' = (x - mean) / sqrt(var + epsilon), the gradien
 from ``x`` alone. Automatic differentiation of the same layer keeps ``x - mean`` as well, an array
 of the size of every activation. For the same reason both passes are written as ``a x + b``: a
 difference that occurs in both would be kept by the compiler from one to the other.
+
+On several devices the statistics are those of the whole batch, which has to be summed over all of
+them in each layer. With ``parts`` they are those of each part of the batch by itself, as where each
+device normalizes what it has; then nothing is sent, and the network that is trained is another one.
 """
 
 from __future__ import annotations
@@ -78,13 +82,37 @@ def _backward(epsilon: float, kept: Any, cotangents: Any) -> tuple[jax.Array, ..
 batch_norm.defvjp(_forward, _backward)
 
 
+def batch_norm_of_parts(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, parts: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """:func:`batch_norm` of each of so many equal parts of a batch; a batch that cannot be cut into
+    these is one.
+
+    Returns:
+      As there; of mean and variance the averages over the parts, as running statistics want them.
+
+    >>> x = jnp.array([[1.0], [3.0], [5.0], [9.0]])
+    >>> y, mean, var = batch_norm_of_parts(x, jnp.ones(1), jnp.zeros(1), 0.0, 2)
+    >>> y.tolist(), mean.tolist(), var.tolist()
+    ([[-1.0], [1.0], [-1.0], [1.0]], [4.5], [2.5])
+    """
+    if x.shape[0] % parts:
+        parts = 1
+    of_each = jax.vmap(lambda part: batch_norm(part, scale, bias, epsilon))
+    y, mean, var = of_each(x.reshape(parts, -1, *x.shape[1:]))
+    return y.reshape(x.shape), mean.mean(0), var.mean(0)
+
+
 @contextlib.contextmanager
-def efficient_batch_norm() -> Iterator[None]:
+def efficient_batch_norm(parts: int = 1) -> Iterator[None]:
     """Inside, ``flax.linen.BatchNorm`` layers train with :func:`batch_norm`.
 
     To be entered inside the function that is traced, around ``model.apply``. Layers that do
     something :func:`batch_norm` does not (another axis, masks, statistics across devices by name,
     no scale or bias, the slower variance) run as they are, and so does evaluation.
+
+    Args:
+      parts: of a batch, each with statistics of its own, see :func:`batch_norm_of_parts`.
 
     >>> layer, x = nn.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0]])
     >>> with efficient_batch_norm():
@@ -92,11 +120,12 @@ def efficient_batch_norm() -> Iterator[None]:
     >>> bool(jnp.allclose(y, layer.apply(variables, x, mutable=["batch_stats"])[0], atol=1e-6))
     True
     """
-    with nn.intercept_methods(_intercept):
+    with nn.intercept_methods(functools.partial(_intercept, parts)):
         yield
 
 
 def _intercept(
+    parts: int,
     next_fun: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -110,7 +139,7 @@ def _intercept(
         and not kwargs
         and _is_usual(layer, args[0])
     ):
-        return _train(layer, args[0])
+        return _train(layer, args[0], parts)
     return next_fun(*args, **kwargs)
 
 
@@ -128,13 +157,16 @@ def _is_usual(layer: nn.BatchNorm, x: Any) -> bool:
     )
 
 
-def _train(layer: nn.BatchNorm, x: jax.Array) -> jax.Array:
+def _train(layer: nn.BatchNorm, x: jax.Array, parts: int) -> jax.Array:
     features = x.shape[-1]
     mean = layer.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
     var = layer.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
     scale = layer.param("scale", layer.scale_init, (features,), layer.param_dtype)
     bias = layer.param("bias", layer.bias_init, (features,), layer.param_dtype)
-    y, batch_mean, batch_var = batch_norm(x, scale, bias, layer.epsilon)
+    if parts == 1:
+        y, batch_mean, batch_var = batch_norm(x, scale, bias, layer.epsilon)
+    else:
+        y, batch_mean, batch_var = batch_norm_of_parts(x, scale, bias, layer.epsilon, parts)
     if not layer.is_initializing():
         mean.value = layer.momentum * mean.value + (1 - layer.momentum) * batch_mean
         var.value = layer.momentum * var.value + (1 - layer.momentum) * batch_var

@@ -48,10 +48,10 @@ class Regression:
 
 def one_epoch(accumulate_steps: int, batch_minor: bool) -> tuple[TrainState, Any]:
     """Two steps of plain gradient descent on batches of twelve; scanned if batch-minor."""
-    made, tx = mesh.make({"data": 1, "fsdp": 1, "tensor": 1}), optax.sgd(0.1)
+    made, tx = mesh.make("data:1"), optax.sgd(0.1)
     params = lrj.LowRank(**{name: jnp.asarray(value) for name, value in FACTORS.items()})
     state = TrainState(jnp.int32(0), params, {"batches": jnp.int32(0)}, tx.init(params))
-    places = mesh.parameter_shardings(made, state)
+    places = jax.tree.map(lambda _: mesh.replicated(made), state)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         state,

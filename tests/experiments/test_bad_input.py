@@ -136,7 +136,7 @@ def test_data_that_is_not_there(
         ("", {"batch_size": 2000}, "batch size 2000 with 1293 training examples"),
         ("validation=0.0001", {}, "validation split of 0.0001"),
         ("", {"task": "dancing"}, "unknown task 'dancing'; known are causal_language_model"),
-        ("", {"mesh__tensor": 5}, "mesh .* does not fit"),
+        ("", {"mesh": "tensor:5"}, "mesh=.* does not fit"),
     ],
 )
 def test_mistakes_found_before_anything_is_written(

@@ -36,14 +36,15 @@ def made(tiny: None) -> tuple[Plan, TrainState]:
 
 
 def save(folder: Path, plan: Plan, state: TrainState, step: int = 3) -> None:
-    Checkpoints(folder, keep=2).save(
-        step,
-        state,
-        config=plan.config,
-        table=plan.table,
-        fingerprint=FINGERPRINT,
-        progress={"loss": 0.1, "best": None},
-    )
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(
+            step,
+            state,
+            config=plan.config,
+            table=plan.table,
+            fingerprint=FINGERPRINT,
+            progress={"loss": 0.1, "best": None},
+        )
 
 
 def restore(folder: Path, plan: Plan, **other: object) -> tuple[TrainState, dict[str, object]]:

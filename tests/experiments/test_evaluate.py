@@ -158,8 +158,8 @@ def test_the_command(
 
 def test_a_config_for_more_devices_is_planned_with_those_there_are() -> None:
     config = arguments.settle(tiny_runs.config())
-    config.mesh.data = 8
+    config.mesh = "data:8"
     with pytest.raises(RunError, match="does not fit"):
         mesh.make(config.mesh)
     assert mesh.make(mesh.on_this_machine(config).mesh).size == jax.device_count()
-    assert config.mesh.data == 8
+    assert config.mesh == "data:8"

@@ -7,19 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import tiny_runs
+from absl import flags
 from jax.sharding import AbstractMesh, PartitionSpec
 
+import configs
+from experiments import command_line, models, tasks
 from experiments import mesh as meshes
 from experiments.errors import RunError
-
-
-def sizes(data: int = -1, fsdp: int = 1, tensor: int = 1) -> dict[str, int]:
-    return {"data": data, "fsdp": fsdp, "tensor": tensor}
+from experiments.models import partitions
 
 
 @pytest.fixture
@@ -32,90 +33,153 @@ def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("asked", "shape"),
     [
-        (sizes(), (8, 1, 1)),
-        (sizes(8), (8, 1, 1)),
-        (sizes(2, 2, 2), (2, 2, 2)),
-        (sizes(-1, 2, 2), (2, 2, 2)),
-        (sizes(1, -1, 1), (1, 8, 1)),
-        (sizes(2, 1, 1), (2, 1, 1)),
+        ("data:-1", (8, 1, 1)),
+        ("data:8", (8, 1, 1)),
+        ("data:2,fsdp:2,tensor:2", (2, 2, 2)),
+        (" tensor:2, fsdp:2 ,data:-1", (2, 2, 2)),
+        ("fsdp:-1", (1, 8, 1)),
+        ("data:2", (2, 1, 1)),
     ],
 )
 @pytest.mark.usefixtures("eight_devices")
-def test_sizes(asked: dict[str, int], shape: tuple[int, int, int]) -> None:
+def test_sizes(asked: str, shape: tuple[int, int, int]) -> None:
     assert tuple(meshes.make(asked).values()) == shape
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        sizes(3),
-        sizes(16),
-        sizes(0),
-        sizes(-1, -1),
-        sizes(-2, -2),
-        sizes(-1, 3),
-        sizes(-1, 0),
-        sizes(-2, -2, 2),
+        "data:3",
+        "data:16",
+        "data:0",
+        "data:-1,fsdp:-1",
+        "data:-2,fsdp:-2",
+        "data:-1,fsdp:3",
+        "data:-1,fsdp:0",
+        "data:-2,fsdp:-2,tensor:2",
     ],
 )
 @pytest.mark.usefixtures("eight_devices")
-def test_sizes_that_do_not_fit(asked: dict[str, int]) -> None:
-    with pytest.raises(RunError, match=r"mesh .* does not fit 8 device"):
+def test_sizes_that_do_not_fit(asked: str) -> None:
+    with pytest.raises(RunError, match=r"mesh='.*' does not fit 8 device"):
         meshes.make(asked)
 
 
 @pytest.mark.parametrize(
-    ("shape", "spec"),
-    [
-        ((), PartitionSpec()),
-        ((64,), PartitionSpec(None)),
-        ((6, 64), PartitionSpec("fsdp", "tensor")),
-        ((3, 3, 16, 32), PartitionSpec(None, None, "fsdp", "tensor")),
-        ((3, 1, 8, 10), PartitionSpec(None, None, "fsdp", "tensor")),
-        ((3, 1, 8, 5), PartitionSpec(None, None, "fsdp", None)),  # 5 channels cannot be halved
-        ((3, 3, 3, 5), PartitionSpec(None, None, None, None)),
-    ],
+    "text", ["", "8", "data", "data:", "data:two", "model:2", "data:2,data:2", "data=2", "data:2;"]
 )
-def test_parameter_shardings(
-    shape: tuple[int, ...], spec: PartitionSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mesh = AbstractMesh((2, 2, 2), meshes.AXES)
-    found = meshes.parameter_shardings(mesh, jax.ShapeDtypeStruct(shape, np.float32))  # type: ignore[arg-type]
-    assert found.spec == spec
+def test_what_is_no_mesh(text: str) -> None:
+    with pytest.raises(RunError, match="expected AXIS:SIZE"):
+        meshes.parse(text)
 
 
-_ON_EIGHT_DEVICES = """
-import sys
-from pathlib import Path
-import jax, tiny_main, tiny_runs
-from experiments import models
-assert jax.device_count() == 8
-models.MODELS["tiny"] = tiny_main.ENTRY
-tiny_runs.train(Path(sys.argv[1]), epochs=1, mesh__fsdp=2, mesh__tensor=2)
-"""
+FILES = Path(configs.__file__).parent.glob("*.py")
+CONFIGS = sorted(path for path in FILES if "def get_config" in path.read_text())
 
 
-@pytest.mark.usefixtures("tiny")
-def test_the_same_losses_on_one_and_on_eight_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_every_config_takes_a_mesh(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["main", f"--config={path}", "--config.mesh=data:2,fsdp:4"]
+    monkeypatch.setattr(sys, "argv", argv)  # Where such flags are looked for.
+    config, _ = command_line.read_config(argv, flags.FlagValues(), "")
+    assert meshes.parse(config.mesh) == {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+def test_a_mesh_in_an_argument() -> None:
+    config = tiny_runs.config("mesh=data:2,fsdp:4,tensor:-1,epochs=7")
+    assert (config.mesh, config.epochs) == ("data:2,fsdp:4,tensor:-1", 7)
+
+
+def test_kernels_of_transformers_are_split_by_heads_and_hidden_units() -> None:
+    mesh = AbstractMesh((1, 2, 4), meshes.AXES)
+    shapes = {
+        "attention": {name: {"kernel": (64, 8, 6)} for name in ("query", "key", "value")}
+        | {"out": {"kernel": (8, 6, 64)}},
+        "feed_forward": {"up": {"kernel": (64, 128)}, "down": {"kernel": (128, 64)}},
+    }
+    params = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
+        {"layer_1": shapes},
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    found = meshes.parameter_shardings(mesh, params, partitions.TRANSFORMER)["layer_1"]
+    assert found["attention"]["query"]["kernel"].spec == PartitionSpec("fsdp", "tensor", None)
+    assert found["attention"]["out"]["kernel"].spec == PartitionSpec("tensor", None, "fsdp")
+    assert found["feed_forward"]["up"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["feed_forward"]["down"]["kernel"].spec == PartitionSpec("tensor", "fsdp")
+    with pytest.raises(
+        RunError, match=r"tensor:16: layer_1/attention/.*/kernel: axis 1 .* 16 devices"
+    ):
+        meshes.parameter_shardings(
+            AbstractMesh((1, 1, 16), meshes.AXES), params, partitions.TRANSFORMER
+        )
+
+
+def test_an_axis_that_splits_nothing_is_refused() -> None:
+    params = {"kernel": jax.ShapeDtypeStruct((6, 10), np.float32)}
+    with pytest.raises(RunError, match="no kernel has an axis that can be split over fsdp"):
+        meshes.parameter_shardings(AbstractMesh((1, 7, 1), meshes.AXES), params, ())
+
+
+def test_batches_that_cannot_be_split() -> None:
+    mesh: Any = AbstractMesh((2, 2, 2), meshes.AXES)
+    assert meshes.require_split(mesh, [128] * 9) is None
+    assert meshes.require_split(mesh, [128] * 9 + [30]) == (
+        "1 of 10 batches of an epoch are no multiples of 4 examples: each device computes all of "
+        "them"
+    )
+    with pytest.raises(RunError, match="a batch of 126 examples cannot be split over 4 devices"):
+        meshes.require_split(mesh, [126] * 9)
+
+
+def test_models_with_attention_say_how_it_is_split() -> None:
+    assert all(bool(entry.partitions) == entry.attention for entry in models.MODELS.values())
+
+
+# One device and eight, every task: in a process of its own.
+
+TASKS = (
+    "classification",
+    "translation",
+    "masked_language_model",
+    "causal_language_model",
+    "text_classification",
+)
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "PYTHONPATH": f"{tiny_runs.ROOT}{os.pathsep}{Path(__file__).parent}",
     }
+    script = Path(__file__).with_name("mesh_checks.py")
     process = subprocess.run(
-        [sys.executable, "-c", _ON_EIGHT_DEVICES, str(tmp_path / "eight")],
+        [sys.executable, str(script), str(tmp_path_factory.mktemp("mesh"))],
         cwd=tiny_runs.ROOT,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    tiny_runs.train(tmp_path / "one", epochs=1)
-    one = tiny_runs.outcome(tmp_path / "one")
-    config = json.loads((tmp_path / "eight" / "config.json").read_text())
-    assert (config["mesh"]["fsdp"], config["mesh"]["tensor"]) == (2, 2)
-    many = tiny_runs.outcome(tmp_path / "eight")
-    for key in ("train_loss", "validation_loss"):
-        curves = [[line[key] for line in run["metrics"][1:]] for run in (one, many)]
-        np.testing.assert_allclose(*curves, rtol=1e-5)
-    assert many["final"]["loss"] == pytest.approx(one["final"]["loss"], rel=1e-5)
+    return json.loads(process.stdout)
+
+
+def test_no_task_is_missing(differences: dict[str, Any]) -> None:
+    assert set(TASKS) == set(tasks.TASKS)
+    assert set(differences) == {f"{task}-{dtype}" for task in TASKS for dtype in BOUNDS}
+
+
+BOUNDS = {"float32": 1e-5, "float64": 1e-10}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("task", TASKS)
+def test_three_steps_are_the_same_on_one_and_on_eight_devices(
+    differences: dict[str, Any], task: str, dtype: str
+) -> None:
+    found = differences[f"{task}-{dtype}"]
+    assert found["split"] == [False, True]
+    assert found["largest"] <= BOUNDS[dtype]

@@ -26,6 +26,7 @@ from experiments import mesh as meshes
 from experiments.errors import RunError
 from experiments.models import projection_resnet
 from experiments.pruning import PruningSchedule, magnitude_pruning
+from lowrank_jax.sharding import partition, partition_state
 
 PATTERN = r"block_\d+/conv1/kernel"
 SHAPES = {
@@ -251,10 +252,11 @@ def test_planned_by_shapes_and_restored_by_orbax(tmp_path: Path) -> None:
 
 def on_eight_devices() -> None:
     """Prints the parameters after ten steps, split over data, fsdp and tensor."""
-    mesh = meshes.make({"data": 2, "fsdp": 2, "tensor": 2})
+    mesh = meshes.make("data:2,fsdp:2,tensor:2")
     params = tree(0)
     carry = (params, PRUNED.init(params))
-    places = meshes.parameter_shardings(mesh, carry)
+    placed = partition(params, mesh)
+    places = placed, partition_state(carry[1], params, placed)
     everywhere = meshes.replicated(mesh)
     split_step = jax.jit(
         functools.partial(step, PRUNED),

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lowrank_jax.linen.normalization import batch_norm, efficient_batch_norm
+from lowrank_jax.linen.normalization import (
+    batch_norm,
+    batch_norm_of_parts,
+    efficient_batch_norm,
+)
 
 AXES = [(6, 3), (4, 5, 3), (2, 4, 5, 3)]
 
@@ -120,3 +124,43 @@ def test_the_same_variables_and_nothing_outside_the_context():
         assert a.shape == b.shape and a.dtype == b.dtype and (a == b).all()
     jaxpr = jax.make_jaxpr(lambda x: layer().apply(plain, x, mutable=["batch_stats"])[0])(x)
     assert "custom_vjp" not in str(jaxpr)
+
+
+@pytest.mark.usefixtures("x64")
+def test_parts_of_a_batch_are_normalized_by_themselves():
+    """Output and gradients are those of Flax's layer on each part; statistics are averaged."""
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (6, 5, 5, 3), jnp.float64)
+    model = layer(dtype=jnp.float64, param_dtype=jnp.float64)
+    variables = model.init(jax.random.key(1), x)
+    variables = jax.tree.map(lambda leaf: leaf + jnp.linspace(0.5, 1.5, 3), variables)
+    direction = jax.random.normal(jax.random.key(2), x.shape, x.dtype)
+
+    def of_parts(params, x):
+        with efficient_batch_norm(parts=3):
+            y, state = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+        return jnp.sum(y * direction), (y, state["batch_stats"])
+
+    def of_each(params, x):
+        outcomes = [
+            model.apply({**variables, "params": params}, x[i : i + 2], mutable=["batch_stats"])
+            for i in (0, 2, 4)
+        ]
+        y = jnp.concatenate([y for y, _ in outcomes])
+        states = [state["batch_stats"] for _, state in outcomes]
+        return jnp.sum(y * direction), (y, jax.tree.map(lambda *s: sum(s) / 3, *states))
+
+    found, expected = (
+        jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+        for loss in (of_parts, of_each)
+    )
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+def test_a_batch_that_cannot_be_cut_is_one_part():
+    x = jax.random.normal(jax.random.key(0), (5, 4))
+    whole = batch_norm(x, jnp.ones(4), jnp.zeros(4), 1e-5)
+    for mine, theirs in zip(
+        batch_norm_of_parts(x, jnp.ones(4), jnp.zeros(4), 1e-5, 2), whole, strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)

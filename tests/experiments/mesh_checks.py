@@ -1,0 +1,91 @@
+"""Three steps of every task, on one device and on eight; prints by how much parameters differ.
+
+    python mesh_checks.py FOLDER
+
+Run in a process of its own, since the number of CPU devices is fixed when JAX starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import little_texts
+import little_translations
+import numpy as np
+import tiny_main
+import tiny_runs
+from ml_collections import ConfigDict
+
+from experiments import arguments, models, tasks
+from experiments import mesh as meshes
+from experiments import state as states
+from experiments.dispatch import dispatch_function, dispatches
+
+MESH = "data:2,fsdp:2,tensor:2"
+
+
+def configs(folder: Path) -> dict[str, ConfigDict]:
+    """A little run of every task, factorized."""
+    text = little_texts.write_text(folder / "text")
+    pairs = little_translations.write_text(folder / "pairs")
+    return {
+        "classification": tiny_runs.config(),
+        "translation": little_translations.config(pairs),
+        "masked_language_model": little_texts.pretrain(text),
+        "causal_language_model": little_texts.pretrain(text, "task=causal_language_model"),
+        "text_classification": little_texts.fine_tune(text),
+    }
+
+
+def after_three_steps(task: Any, config: ConfigDict, mesh: str, dtype: Any) -> tuple[Any, bool]:
+    """The parameters as arrays of the host, and whether any was split over devices."""
+    config = config.copy_and_resolve_references()
+    config.mesh = mesh
+    plan = states.plan(config, task.network, len(task.batches(0)))
+    state = jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        states.create(plan, task.network),
+    )
+    state = jax.device_put(state, states.shardings(plan))
+    everywhere = meshes.replicated(plan.mesh)
+    arrays, order, zero = jax.device_put((task.splits, task.order(0), jnp.int32(0)), everywhere)
+    cuts = dispatches(task.batches(0), limit=1)[:3]
+    steps = {cut.batch: dispatch_function(task, plan, 1, cut.batch) for cut in cuts}
+    for cut in cuts:
+        step = steps[cut.batch]
+        example = jax.device_put(jnp.int32(cut.example), everywhere)
+        state, _ = step(state, arrays, order, zero, example)
+    split = any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    return jax.device_get(state.params), split
+
+
+def difference(task: Any, config: ConfigDict, dtype: Any) -> dict[str, Any]:
+    """Of the parameters on one device and on eight: the largest, of entries of unit size."""
+    one, split_one = after_three_steps(task, config, "data:1", dtype)
+    many, split = after_three_steps(task, config, MESH, dtype)
+    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True))
+    assert all(a.dtype == b.dtype == dtype for a, b in pairs)
+    largest = max(np.max(np.abs(a - b) / np.maximum(1, np.abs(a))) for a, b in pairs)
+    return {"largest": float(largest), "split": [split_one, split]}
+
+
+def main(folder: Path) -> None:
+    assert jax.device_count() == 8
+    models.MODELS["tiny"] = tiny_main.ENTRY
+    found: dict[str, Any] = {}
+    for name, config in configs(folder).items():
+        settled = arguments.settle(config)
+        task = tasks.load(settled, folder / name)
+        found[f"{name}-float32"] = difference(task, settled, jnp.float32)
+        with jax.enable_x64(True):
+            found[f"{name}-float64"] = difference(task, settled, jnp.float64)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""One run of two processes, on one machine: what it computes, and that a kill of either loses
+nothing but time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from experiments import processes
+from experiments.errors import RunError
+from experiments.metrics import read_metrics
+
+EPOCHS = 3  # Of five steps.
+
+
+def start_both(folder: Path, cache: Path) -> list[subprocess.Popen[str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        tiny_runs.start(
+            folder,
+            f"--config.epochs={EPOCHS}",
+            f"--distributed=127.0.0.1:{port},{index},2",
+            cache=cache,
+        )
+        for index in range(2)
+    ]
+
+
+def kill_when_saved(folder: Path, cache: Path, step: int, victim: int) -> list[str]:
+    """Kills one of the two when a checkpoint is there; what both said until they had ended."""
+    both = start_both(folder, cache)
+    try:
+        while not (folder / "checkpoints" / str(step)).exists():
+            assert [process.poll() for process in both] == [None, None], both[0].communicate()
+            time.sleep(0.01)
+        both[victim].send_signal(signal.SIGKILL)
+        said = [" ".join(process.communicate()) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert both[victim].returncode == -signal.SIGKILL
+    assert both[1 - victim].returncode != 0
+    return said
+
+
+@pytest.mark.usefixtures("tiny")
+def test_either_process_is_killed_and_the_run_goes_on(
+    tmp_path: Path, compilation_cache: Path
+) -> None:
+    folder = tmp_path / "two"
+    for step, victim in [(5, 1), (10, 0)]:
+        kill_when_saved(folder, compilation_cache, step, victim)
+        assert not (folder / "result.json").exists()
+    both = start_both(folder, compilation_cache)
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "continuing from step 10" in said[0][0] and said[1][0] == ""
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 5 * EPOCHS
+
+    # The same as one process computes, up to the order of sums; one record, one checkpoint.
+    one = tiny_runs.train(tmp_path / "one", epochs=EPOCHS)
+    names = ("train_loss", "validation_loss")
+    curves = [
+        [[line[name] for name in names] for line in read_metrics(run)[1:]] for run in (folder, one)
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    files = [
+        {str(path.relative_to(run)) for path in run.iterdir()} - {"plots"} for run in (folder, one)
+    ]
+    assert files[0] == files[1]
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert steps == [10, 15]
+
+
+@pytest.mark.parametrize(
+    "text", ["2", "host:1,0", "host:1,2,2", "host:1,-1,2", "host:1,a,2", "host:1,0,2,3"]
+)
+def test_what_says_no_process(text: str) -> None:
+    with pytest.raises(RunError, match="expected auto, or HOST:PORT,INDEX,COUNT"):
+        processes.join(text)
+
+
+def test_alone_there_is_nothing_to_agree_on(tmp_path: Path) -> None:
+    processes.wait("a moment")
+    assert processes.is_first() and not processes.several()
+    assert processes.any_says(True) is True and processes.any_says(False) is False
+    tree = {"a": np.ones(2)}
+    assert processes.gathered(tree) is tree and processes.of_the_first(tree) is tree
+    with processes.output_folder(tmp_path) as folder:
+        assert folder == tmp_path
