@@ -218,13 +218,19 @@ class Checkpoints:
         return restored, manifest.progress
 
     def close(self) -> None:
-        self._manager.close()
+        """As `wait`, and nothing more can be saved."""
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.close()
+        else:
+            with contextlib.suppress(Exception):  # Which was told already, or comes after another.
+                self._manager.close()
 
     def _place(self, step: int | None) -> str:
         return f"checkpoint {self._folder / str(step)}"

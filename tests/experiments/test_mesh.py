@@ -78,8 +78,12 @@ CONFIGS = sorted(path for path in FILES if "def get_config" in path.read_text())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
-def test_every_config_takes_a_mesh(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["main", f"--config={path}", "--config.mesh=data:2,fsdp:4"]
+@pytest.mark.usefixtures("tiny")
+def test_every_config_takes_a_mesh(
+    path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = f":start={finished}" if path.stem == "compress_trained" else ""
+    argv = ["main", f"--config={path}{start}", "--config.mesh=data:2,fsdp:4"]
     monkeypatch.setattr(sys, "argv", argv)  # Where such flags are looked for.
     config, _ = command_line.read_config(argv, flags.FlagValues(), "")
     assert meshes.parse(config.mesh) == {"data": 2, "fsdp": 4, "tensor": 1}
