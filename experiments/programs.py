@@ -41,7 +41,7 @@ class Programs:
         if (cut.steps, cut.batch) not in self._steps:
             began = time.perf_counter()
             function = dispatch_function(self._task, self._plan, cut.steps, cut.batch)
-            order, zero = self._put(self._task.order(0)), self._scalar(0)
+            order, zero = self._put(self._task.order(0)), self.scalar(0)
             lowered = function.lower(self._plan.abstract, self._arrays, order, zero, zero)
             self._steps[cut.steps, cut.batch] = lowered.compile()
             self._tally["compile_time_s"] += time.perf_counter() - began
@@ -62,7 +62,12 @@ class Programs:
           The state after them, and sums, each with one entry for each step.
         """
         run = self.compile(cut)
-        return run(state, self._arrays, order, self._scalar(epoch), self._scalar(cut.example))
+        return run(state, self._arrays, order, self.scalar(epoch), self.scalar(cut.example))
+
+    def compile_evaluation(self, split: str) -> Any:
+        """The program that measures a network on a split; it is not kept."""
+        params, model_state = self._plan.abstract.params, self._plan.abstract.model_state
+        return self._evaluate.lower(params, model_state, self._arrays[split]).compile()
 
     def order(self, epoch: int) -> jax.Array:
         """The order of the examples in an epoch, on the devices."""
@@ -76,5 +81,6 @@ class Programs:
     def _put(self, array: Any) -> jax.Array:
         return jax.device_put(array, self._everywhere)
 
-    def _scalar(self, value: int) -> jax.Array:
+    def scalar(self, value: int) -> jax.Array:
+        """A number as the programs take it, on the devices."""
         return self._put(jnp.int32(value))

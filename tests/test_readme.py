@@ -178,6 +178,11 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 assert json.loads(shell.run(command))["parameters"] == 1431834  # As published.
             case ["-m", "experiments.describe", _]:
                 assert re.search(r"\d+ factorized kernels; parameters", shell.run(command))
+            case ["-m", "experiments.plan", _, mesh]:
+                # What it prints takes long to compile; its own tests look at that.
+                message = shell.run(command, "--config.batch_size=100", code=2)
+                assert mesh == "--mesh=data:2,fsdp:4"
+                assert "a batch of 100 examples cannot be split over 8 devices" in message
             case ["-m", "experiments.data", "status"]:
                 assert re.search(r"^fashion_small +embedded$", shell.run(command), re.MULTILINE)
             case ["-m", "experiments.data", "fetch", name]:

@@ -8,7 +8,12 @@ translation, whose texts are read in `translation/`; `text_data.py` (tokens to p
 
 from experiments.data.catalog import ImageSet, image_set, names
 from experiments.data.errors import DataCorrupt, DataUnavailable
-from experiments.data.image_data import ImageData, Statistics, split_validation
+from experiments.data.image_data import (
+    ImageData,
+    Statistics,
+    split_validation,
+    validation_size,
+)
 from experiments.data.lookup import load
 
 __all__ = [
@@ -21,4 +26,5 @@ __all__ = [
     "load",
     "names",
     "split_validation",
+    "validation_size",
 ]

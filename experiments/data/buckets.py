@@ -79,6 +79,16 @@ class Buckets:
         ]
         self.batches_per_epoch = sum(self._batches)
 
+    @classmethod
+    def of_every_length(cls, longest: int, tokens: int) -> "Buckets":
+        """One full batch of each length up to the longest, where the examples are not there.
+
+        >>> Buckets.of_every_length(40, tokens=64).buckets
+        (Bucket(size=4, length=16), Bucket(size=2, length=32), Bucket(size=1, length=40))
+        """
+        ends = _ends(longest)
+        return cls(np.repeat(ends, [max(1, tokens // end) for end in ends]), tokens)
+
     def batches(self, seed: int, epoch: int) -> list[Bucket]:
         """The shapes of an epoch's batches, in order."""
         return [self.buckets[number] for number, _ in self._epoch(seed, epoch)]

@@ -183,15 +183,7 @@ def split_validation(
     """
     labels = data.train_labels
     size = len(labels)
-    if isinstance(fraction_or_count, float):
-        count = round(fraction_or_count * size) if 0.0 < fraction_or_count < 1.0 else 0
-    else:
-        count = int(fraction_or_count)
-    if not 0 < count < size:
-        raise RunError(
-            f"validation split of {fraction_or_count!r} from the {size} training images of "
-            f"{data.name!r}: expected a fraction in (0, 1) or a count in [1, {size - 1}]"
-        )
+    count = validation_size(data.name, size, fraction_or_count)
     per_class = np.bincount(labels, minlength=data.num_classes)
     whole, remainder = np.divmod(count * per_class, size)
     largest = np.argsort(-remainder, kind="stable")[: count - int(whole.sum())]
@@ -208,3 +200,21 @@ def split_validation(
         np.flatnonzero(~held_out).astype(np.int32),
         np.flatnonzero(held_out).astype(np.int32),
     )
+
+
+def validation_size(name: str, size: int, fraction_or_count: float | int) -> int:
+    """How many of the `size` training images of a data set `split_validation` holds out.
+
+    Raises:
+      RunError: if nothing would be left for training or for validation.
+    """
+    if isinstance(fraction_or_count, float):
+        count = round(fraction_or_count * size) if 0.0 < fraction_or_count < 1.0 else 0
+    else:
+        count = int(fraction_or_count)
+    if not 0 < count < size:
+        raise RunError(
+            f"validation split of {fraction_or_count!r} from the {size} training images of "
+            f"{name!r}: expected a fraction in (0, 1) or a count in [1, {size - 1}]"
+        )
+    return count

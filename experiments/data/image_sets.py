@@ -36,6 +36,7 @@ class ImageSet(DataSet[ImageData]):
       mirror_symmetric: whether the mirror image of an example belongs to the same class, so that
         random flips are a sensible augmentation (true of clothes, false of digits).
       published_statistics: what published code normalises the data set by, if there is such code.
+      train_shape, test_shape: of the stored images, `(N, H, W, C)`.
     """
 
     array_names: ClassVar[tuple[str, ...]] = (
@@ -49,6 +50,8 @@ class ImageSet(DataSet[ImageData]):
     image_size: int
     mirror_symmetric: bool
     published_statistics: Statistics | None
+    train_shape: tuple[int, int, int, int]
+    test_shape: tuple[int, int, int, int]
 
     def build(self, origin: str, arrays: Arrays) -> ImageData:
         return ImageData.from_arrays(self.name, origin, *arrays, num_classes=self.num_classes)
@@ -182,6 +185,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
             provider=AtHand.embedded(embedded_sets.fashion_small),
             fingerprint="437e950becdbf9af220be4a275cd79a84d1cb57c80c683aba9ea24aa7f5ec877",
             published_statistics=None,
+            train_shape=(5000, 28, 28, 1),
+            test_shape=(2000, 28, 28, 1),
         ),
         ImageSet(
             name="digits",
@@ -191,6 +196,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
             provider=AtHand.embedded(embedded_sets.digits),
             fingerprint="259de14e0befc3ce6e80657690f37e6b5dd0eef6382730ea0a0c8514016a1994",
             published_statistics=None,
+            train_shape=(1437, 8, 8, 1),
+            test_shape=(360, 8, 8, 1),
         ),
         ImageSet(
             name="fashion_mnist",
@@ -200,6 +207,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
             provider=_FASHION_MNIST,
             fingerprint="0bc3732c3b28f55e32e95a2ac5cea79965beb439344d36c57dc1ea8d673cc27d",
             published_statistics=None,
+            train_shape=(60_000, 28, 28, 1),
+            test_shape=(10_000, 28, 28, 1),
         ),
         ImageSet(
             name="cifar10",
@@ -211,6 +220,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
             published_statistics=Statistics(
                 mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)
             ),
+            train_shape=(50_000, 32, 32, 3),
+            test_shape=(10_000, 32, 32, 3),
         ),
         ImageSet(
             name="cifar100",
@@ -222,6 +233,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
             published_statistics=Statistics(
                 mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
             ),
+            train_shape=(50_000, 32, 32, 3),
+            test_shape=(10_000, 32, 32, 3),
         ),
         ImageSet(
             name="tiny_imagenet",
@@ -234,6 +247,8 @@ IMAGE_SETS: dict[str, ImageSet] = {
                 mean=(0.48024578664982126, 0.44807218089384643, 0.3975477478649648),
                 std=(0.2769864069088257, 0.26906448510256, 0.282081906210584),
             ),
+            train_shape=(100_000, 64, 64, 3),
+            test_shape=(10_000, 64, 64, 3),
         ),
     )
 }

@@ -110,6 +110,13 @@ class Vocabulary:
         return self._processor.decode(kept)
 
 
+class UnlearnedVocabulary(Vocabulary):
+    """The place of a vocabulary before any text is read: a size, with which nothing is encoded."""
+
+    def __init__(self, size: int):
+        self.model, self.digest, self.size = b"", "", size
+
+
 def _cut(lines: Iterable[str]) -> Iterator[str]:
     """The lines; those too long for SentencePiece in parts, cut at spaces if there are any."""
     for line in lines:

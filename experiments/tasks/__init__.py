@@ -29,29 +29,45 @@ class Entry(NamedTuple):
       load: whole; its second argument is the folder of the run, if there is one, where a task
         finds what it keeps.
       network: its network alone, without data.
+      abstract: whole but for its data, of which it has the shapes.
+      sizes_known: whether these are as many examples as there really are; otherwise some number.
       begins_with: the parts of the parameters, by the task of the run that a run starts from, which
         are taken from there; those of its own task are taken as a whole.
     """
 
     load: Callable[[ConfigDict, Path | None], Task]
     network: Callable[[ConfigDict], Any]
+    abstract: Callable[[ConfigDict], Task]
+    sizes_known: bool = False
     begins_with: Mapping[str, tuple[str, ...]] = {}
 
 
 TASKS: dict[str, Entry] = {
     "causal_language_model": Entry(
-        causal_language_model.CausalLanguageModelling.load, causal_language_model.network
+        causal_language_model.CausalLanguageModelling.load,
+        causal_language_model.network,
+        causal_language_model.CausalLanguageModelling.abstract,
     ),
-    "classification": Entry(classification.Classification.load, classification.network),
+    "classification": Entry(
+        classification.Classification.load,
+        classification.network,
+        classification.Classification.abstract,
+        sizes_known=True,
+    ),
     "masked_language_model": Entry(
-        masked_language_model.MaskedLanguageModelling.load, masked_language_model.network
+        masked_language_model.MaskedLanguageModelling.load,
+        masked_language_model.network,
+        masked_language_model.MaskedLanguageModelling.abstract,
     ),
     "text_classification": Entry(
         text_classification.TextClassification.load,
         text_classification.network,
-        {"masked_language_model": ("encoder",)},
+        text_classification.TextClassification.abstract,
+        begins_with={"masked_language_model": ("encoder",)},
     ),
-    "translation": Entry(translation.Translation.load, translation.network),
+    "translation": Entry(
+        translation.Translation.load, translation.network, translation.Translation.abstract
+    ),
 }
 
 
@@ -62,6 +78,16 @@ def load(config: ConfigDict, folder: Path | None = None) -> Task:
       RunError: the task is unknown, or its data cannot be had.
     """
     return find(config).load(config, folder)
+
+
+def abstract(config: ConfigDict) -> Task:
+    """The task a config names, with the shapes of its data: these are `jax.ShapeDtypeStruct`s, and
+    need not be there.
+
+    Raises:
+      RunError: the task, its data set or its model is unknown, or it refuses a value.
+    """
+    return find(config).abstract(config)
 
 
 def network(config: ConfigDict) -> Any:

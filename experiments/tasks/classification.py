@@ -21,7 +21,15 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from experiments import models
-from experiments.data import ImageData, ImageSet, Statistics, image_set, load, split_validation
+from experiments.data import (
+    ImageData,
+    ImageSet,
+    Statistics,
+    image_set,
+    load,
+    split_validation,
+    validation_size,
+)
 from experiments.data.example_order import epoch_permutation, steps_per_epoch
 from experiments.data.pipeline import (
     IMAGENET_MEAN,
@@ -129,8 +137,31 @@ class Classification:
             augmentation leaves nothing of an image.
         """
         data = load(**config.data)
+        return cls._of(
+            config,
+            _split(data, config),
+            Statistics(data.mean, data.std),
+            Data(data.name, data.origin, data.fingerprint),
+        )
+
+    @classmethod
+    def abstract(cls, config: ConfigDict) -> Classification:
+        """The task with the shapes of the images in their place; they need not be there.
+
+        Raises:
+          RunError: as `load`, but for what only the images tell.
+        """
+        entry = image_set(config.data.name)
+        # No shape depends on what images are normalised by.
+        statistics = Statistics((0.5,) * entry.train_shape[-1], (0.25,) * entry.train_shape[-1])
+        data = Data(entry.name, "shapes alone", "")
+        return cls._of(config, _abstract_splits(entry, config), statistics, data)
+
+    @classmethod
+    def _of(
+        cls, config: ConfigDict, splits: dict[str, Any], statistics: Statistics, data: Data
+    ) -> Classification:
         published = config.protocol == "published"
-        splits = _split(data, config)
         on = "validation" if "validation" in splits else ("test" if published else None)
         try:
             steps_per_epoch(len(splits["train"][1]), config.batch_size)
@@ -139,7 +170,7 @@ class Classification:
         entry = image_set(config.data.name)
         _require_something_left(config, entry.image_size)
         _require_equal_parts(config)
-        mean, std = _statistics(config, entry, data)
+        mean, std = _statistics(config, entry, statistics)
         pipeline = ImagePipeline(
             mean=mean,
             std=std,
@@ -151,7 +182,7 @@ class Classification:
         return cls(
             network=network(config),
             pipeline=pipeline,
-            data=Data(data.name, data.origin, data.fingerprint),
+            data=data,
             splits=splits,
             seed=config.seed,
             batch_size=config.batch_size,
@@ -269,14 +300,14 @@ def network(config: ConfigDict) -> Network:
     return Network.of(config, entry.num_classes, entry.image_size)
 
 
-def _statistics(config: ConfigDict, entry: ImageSet, data: ImageData) -> Statistics:
+def _statistics(config: ConfigDict, entry: ImageSet, own: Statistics) -> Statistics:
     """What images are normalised by: published constants only under the published protocol."""
     if config.protocol == "published":
         if models.find(config.model.name).statistics == "imagenet":
             return Statistics(IMAGENET_MEAN, IMAGENET_STD)
         if entry.published_statistics is not None:
             return entry.published_statistics
-    return Statistics(data.mean, data.std)
+    return own
 
 
 def _require_something_left(config: ConfigDict, size: int) -> None:
@@ -306,4 +337,22 @@ def _split(data: ImageData, config: ConfigDict) -> dict[str, tuple[np.ndarray, n
         "train": (data.train_images[train], data.train_labels[train]),
         "validation": (data.train_images[held_out], data.train_labels[held_out]),
         "test": test,
+    }
+
+
+def _abstract_splits(entry: ImageSet, config: ConfigDict) -> dict[str, Any]:
+    """The shapes of what `_split` gives."""
+
+    def shapes(count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        images = jax.ShapeDtypeStruct((count, *entry.train_shape[1:]), jnp.uint8)
+        return images, jax.ShapeDtypeStruct((count,), jnp.int32)
+
+    train, test = entry.train_shape[0], entry.test_shape[0]
+    if config.validation == 0:
+        return {"train": shapes(train), "test": shapes(test)}
+    held_out = validation_size(entry.name, train, config.validation)
+    return {
+        "train": shapes(train - held_out),
+        "validation": shapes(held_out),
+        "test": shapes(test),
     }

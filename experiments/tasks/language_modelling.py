@@ -31,7 +31,7 @@ from experiments.result import Data
 from experiments.state import Variables
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
-from experiments.tasks.text_task import TextTask
+from experiments.tasks.text_task import TextTask, examples_to_plan_with
 from experiments.tasks.vocabulary_kept import require_text_config, vocabulary_of
 
 _ASKING_STREAM = 0xA5C
@@ -100,6 +100,20 @@ class LanguageModelling(TextTask):
         )
         task.require_a_batch()
         return task
+
+    @classmethod
+    def abstract(cls, config: ConfigDict) -> Self:
+        """The task with shapes of blocks in their place; how many there are is not known.
+
+        Raises:
+          RunError: the config asks for what is for images.
+        """
+        require_text_config(config, ("linear", "projections"))
+        splits = {
+            split: jax.ShapeDtypeStruct((count, config.block_length), jnp.int32)
+            for split, count in examples_to_plan_with(config).items()
+        }
+        return cls.without_text(config, cls.build(config), splits=splits)
 
     def sizes(self) -> dict[str, int]:
         """The number of blocks of each split."""

@@ -29,7 +29,7 @@ from experiments.tasks import vocabulary_kept
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_network import Rows, TextNetwork
-from experiments.tasks.text_task import TextTask
+from experiments.tasks.text_task import TextTask, examples_to_plan_with
 from experiments.tasks.vocabulary_kept import require_text_config, vocabulary_of
 
 
@@ -93,6 +93,24 @@ class TextClassification(TextTask):
         )
         task.require_a_batch()
         return task
+
+    @classmethod
+    def abstract(cls, config: ConfigDict) -> TextClassification:
+        """The task with shapes of paragraphs in their place; how many there are is not known.
+
+        Raises:
+          RunError: the data set has no classes, or the config asks for what is for images.
+        """
+        require_text_config(config, ("linear", "projections"))
+        splits = {
+            split: Labelled(
+                jax.ShapeDtypeStruct((count, config.max_length), jnp.int32),
+                jax.ShapeDtypeStruct((count,), jnp.int32),
+            )
+            for split, count in examples_to_plan_with(config).items()
+        }
+        labels = text_set(config.data.name).labels
+        return cls.without_text(config, network(config), splits=splits, labels=labels)
 
     def sizes(self) -> dict[str, int]:
         """The number of paragraphs of each split."""

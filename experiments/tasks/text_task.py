@@ -5,11 +5,13 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
+from ml_collections import ConfigDict
 
 from experiments.data.example_order import epoch_permutation, steps_per_epoch
+from experiments.data.vocabulary import UnlearnedVocabulary
 from experiments.errors import RunError
 from experiments.result import Data
 from experiments.tasks.task import Batch
@@ -36,6 +38,21 @@ class TextTask(KeepsVocabulary, abc.ABC):
     batch_size: int
     eval_batch_size: int
 
+    @classmethod
+    def without_text(cls, config: ConfigDict, network: TextNetwork, **others: Any) -> Self:
+        """The task before any text is read: with `splits`, and what else is its own, from
+        `others`."""
+        return cls(
+            network=network,
+            data=Data(config.data.name, "shapes alone", "", ""),
+            vocabulary=UnlearnedVocabulary(config.vocabulary_size),
+            counts={},
+            seed=config.seed,
+            batch_size=config.batch_size,
+            eval_batch_size=config.eval_batch_size,
+            **others,
+        )
+
     @abc.abstractmethod
     def sizes(self) -> dict[str, int]:
         """The number of examples of each split."""
@@ -54,3 +71,9 @@ class TextTask(KeepsVocabulary, abc.ABC):
             self.batches(0)
         except ValueError as error:
             raise RunError(str(error)) from error
+
+
+def examples_to_plan_with(config: ConfigDict) -> dict[str, int]:
+    """A number of examples for each split whose text was not read: enough for any program."""
+    evaluated = config.eval_batch_size
+    return {"train": 64 * config.batch_size, "validation": evaluated, "test": evaluated}

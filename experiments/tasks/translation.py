@@ -29,7 +29,7 @@ from experiments import files
 from experiments.bleu import bleu
 from experiments.data.buckets import Buckets
 from experiments.data.translation_data import TokenPairs, TranslationData, load_translation
-from experiments.data.vocabulary import Vocabulary
+from experiments.data.vocabulary import UnlearnedVocabulary, Vocabulary
 from experiments.decoding.translate import translate
 from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
@@ -138,6 +138,41 @@ class Translation(KeepsVocabulary):
             text=text,
             splits=splits,
             buckets=Buckets(train.lengths, config.batch_size),
+            seed=config.seed,
+            label_smoothing=config.label_smoothing,
+            decoding=config.decoding.to_dict(),
+        )
+
+    @classmethod
+    def abstract(cls, config: ConfigDict) -> Translation:
+        """The task with shapes of rows in their place, a batch of each length; how many there are
+        is not known.
+
+        Raises:
+          RunError: the config asks for what is for images.
+        """
+        require_text_config(config, ("linear",))
+        buckets = Buckets.of_every_length(config.max_length, config.batch_size)
+        vocabulary = UnlearnedVocabulary(config.vocabulary_size)
+
+        def rows(*shape: int) -> Rows:
+            return Rows(*(jax.ShapeDtypeStruct(shape, jnp.int32) for _ in range(2)))
+
+        held_out = [rows(1, bucket.size, bucket.length) for bucket in buckets.buckets]
+        examples = sum(bucket.size for bucket in buckets.buckets)
+        name = config.data.name
+        return cls(
+            vocabulary=vocabulary,
+            counts={},
+            network=network(config),
+            data=Data(name, "shapes alone", "", ""),
+            text=TranslationData(name, "shapes alone", vocabulary, {}, {}, "", {}),
+            splits={
+                "train": rows(examples, config.max_length),
+                "validation": held_out,
+                "test": held_out,
+            },
+            buckets=buckets,
             seed=config.seed,
             label_smoothing=config.label_smoothing,
             decoding=config.decoding.to_dict(),
