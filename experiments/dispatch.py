@@ -22,6 +22,7 @@ from experiments.accumulation import mean_gradient, micro_batch_size
 from experiments.looping import Loop, on_cpu, written_out
 from experiments.state import Plan, TrainState
 from experiments.tasks.task import Batch, Task
+from lowrank_jax.sharding import gathered_over
 
 _MOST_STEPS = 16
 _MULTIPLY_ADDS_PER_DISPATCH = 3 * 10**11  # Seconds on a few cores.
@@ -101,6 +102,7 @@ def dispatch_function(task: Task, plan: Plan, steps: int, batch: Batch) -> Any:
     everywhere = meshes.replicated(plan.mesh)
     part_place = meshes.batch_sharding(plan.mesh, part.size)
     state_places = states.shardings(plan)
+    whole = gathered_over("fsdp", state_places.params)
     loop = loop_of(plan)
 
     @functools.partial(
@@ -113,15 +115,15 @@ def dispatch_function(task: Task, plan: Plan, steps: int, batch: Batch) -> Any:
         state: TrainState, arrays: Any, order: jax.Array, epoch: jax.Array, example: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def step(state: TrainState, start: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+            params = jax.lax.with_sharding_constraint(state.params, whole)
+
             def gradient(model_state: Any, start: jax.Array) -> tuple[Any, tuple[Any, Any]]:
                 indices = jax.lax.dynamic_slice_in_dim(order, start, part.size)
                 inputs = task.batch(arrays, indices, epoch, part)
                 inputs = jax.lax.with_sharding_constraint(inputs, part_place)
                 noise = _noise_key(plan.config.seed, epoch, start)
                 differentiated = plan.in_layout(jax.value_and_grad(task.loss, has_aux=True))
-                (_, (model_state, sums)), grads = differentiated(
-                    state.params, model_state, inputs, noise
-                )
+                (_, (model_state, sums)), grads = differentiated(params, model_state, inputs, noise)
                 return model_state, (grads, sums)
 
             starts = start + part.size * jnp.arange(parts, dtype=jnp.int32)

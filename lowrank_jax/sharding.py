@@ -10,8 +10,8 @@ the longest axis that it has, where the size divides:
 
     kernel P("fsdp", "tensor")  ->  u P(("fsdp", "tensor"), None),  vt P(None, ("tensor", "fsdp")).
 
-Like a kernel that is split so, factors are gathered when they are used, and never the product: an
-`r (m + n)` of traffic where a dense kernel has `m n`.
+What is split for memory alone is gathered when it is used (:func:`gathered_over`): of a kernel its
+factors, and never the product, `r (m + n)` numbers of traffic where a dense kernel has `m n`.
 
 An optimizer remembers arrays of the shape of each parameter; they live where it lives
 (:func:`partition_state`). Under a mesh with automatic axes any placement computes the same
@@ -119,6 +119,28 @@ def partition(
         _require_fit(path, kernel.shape, spec, mesh)
         placed.append(_placed(kernel, spec, mesh))
     return jax.tree_util.tree_unflatten(treedef, placed)
+
+
+def gathered_over(axis: str, shardings: Any) -> Any:
+    """The same placements, not split over one axis of the mesh.
+
+    With fully sharded data parallelism parameters are stored in parts, and computed with whole. A
+    step says so with ``jax.lax.with_sharding_constraint(params, gathered_over("fsdp", placed))``.
+    Without that, the compiler is free to split the computation as the parameters are split; that is
+    rarely faster, and on meshes of three axes XLA's partitioner has been seen to lose a sum on the
+    way, which gave wrong gradients (openxla/xla issue 40034 looks alike).
+
+    >>> mesh = AbstractMesh((2, 4), ("fsdp", "tensor"))
+    >>> placed = NamedSharding(mesh, PartitionSpec(("fsdp", "tensor"), None))
+    >>> tuple(gathered_over("fsdp", placed).spec)
+    ('tensor', None)
+    """
+
+    def gathered(sharding: NamedSharding) -> NamedSharding:
+        kept = (tuple(name for name in _names(entry) if name != axis) for entry in sharding.spec)
+        return NamedSharding(sharding.mesh, PartitionSpec(*map(_entry, kept)))
+
+    return jax.tree.map(gathered, shardings)
 
 
 def partition_state(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import lowrank_jax as lrj
-from lowrank_jax.sharding import partition, partition_state
+from lowrank_jax.sharding import gathered_over, partition, partition_state
 
 CHANNELS, RANK = 256, 8
 # Kernel, rule, and the input of one example. Activations are smaller than a kernel.
@@ -64,11 +64,13 @@ def gathers(params, apply, example, mesh):
     places = placed, partition_state(opt_state, params, placed)
 
     def step(params, opt_state, x):
+        whole = jax.lax.with_sharding_constraint(params, gathered_over("fsdp", placed))
+
         def loss(params):
             hidden = jax.nn.relu(apply(params["kernel"], x))
             return jnp.mean(jnp.square(apply(params["kernel"], hidden)))
 
-        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        updates, opt_state = tx.update(jax.grad(loss)(whole), opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     batch = NamedSharding(mesh, P(("fsdp",)))

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 import lowrank_jax as lrj
@@ -47,7 +48,9 @@ class Tiny(nn.Module):
             factorized = functools.partial(FactorNormConv, norm=norm, **factorized.keywords)
         x = factorized(8, name="conv")(x)
         x = nn.relu(norm(name="norm")(x))
-        return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
+        return Dense(self.num_classes, name="head")(
+            x.mean((1, 2), dtype=jnp.promote_types(x.dtype, "float32"))
+        )
 
 
 _KERNELS = [models.Kernels(r"conv/kernel", lrj.regular())]
