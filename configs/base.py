@@ -174,6 +174,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.precision = "float32"
 
     # Execution. None of these changes what is computed.
+    # Processes that decode images which are read as they are used, as those of imagenet2012 are;
+    # 0: threads of the run itself, one for each core. See docs/large_data.md.
+    config.data_workers = 0
     config.eval_batch_size = 500
     # An upper bound on training steps per call into the device. None: 16; 1 where batches of
     # several shapes take turns; on a CPU fewer where 16 would take long, and 1 where images are

@@ -8,6 +8,7 @@ Commands:
   python -m experiments.main --config=configs/cuttlefish.py:method=pufferfish,seed=2
   python -m experiments.main --config=configs/cuttlefish.py:model=vgg19,data=cifar100
   python -m experiments.main --config=configs/cuttlefish.py:kept=published,metric=stable
+  python -m experiments.main --config=configs/cuttlefish.py:model=resnet50
   python -m experiments.main --config=configs/cuttlefish.py:runlocal
 
 Arguments: every key of `configs/base.py`, above all those of `selection` and `width`, and
@@ -16,9 +17,11 @@ Arguments: every key of `configs/base.py`, above all those of `selection` and `w
              cuttlefish   when the stable ranks have settled, at the ranks that they say, from the
                           first stack on whose factors are worth their time
              si_fd        low rank from the start: spectral initialization and Frobenius decay
-  model      resnet18 and vgg19, with their published recipe for CIFAR; resnet50, wide_resnet50,
-             deit_small, deit_base and resmlp36, with the constants for ImageNet of rank selection
-             (and no more of their recipes: a data set has to be named, at its own resolution)
+  model      resnet18 and vgg19, with their published recipe for CIFAR; on imagenet2012
+             (docs/large_data.md says how it is prepared), with the constants for it of rank
+             selection: resnet50 and wide_resnet50, with their published recipe but for label
+             smoothing; deit_small, deit_base and resmlp36, with no more of theirs (AdamW,
+             RandAugment, mixup) than that
 `runlocal=True` is a run of a minute on embedded data, to see that everything works.
 
 Extra batch norms and Frobenius decay exclude each other; which of them a network has is as
@@ -91,7 +94,13 @@ def _of_imagenet(name: str, **fields: int) -> arguments.Preset:
     def preset(config: ConfigDict) -> None:
         transformer = name in _TRANSFORMERS
         config.model = ConfigDict({"name": name, **fields, **({} if transformer else _WIDTH)})
-        config.data.name = ""
+        config.data.name = "imagenet2012"
+        config.augment.crop = 0  # Photographs are cropped as a part of their area.
+        config.eval_batch_size = 256
+        if not transformer:
+            config.epochs, config.batch_size, config.learning_rate = 90, 256, 0.1
+            config.milestones = (1 / 3, 2 / 3, 8 / 9)
+            config.warmup_epochs = config.selection.rewarmup_epochs = 0
         config.selection.preset = "vit" if transformer else "imagenet"
         if transformer:
             config.layout = "as_written"  # There is nothing to convolve.

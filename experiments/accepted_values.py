@@ -100,6 +100,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = (
             "selection.tail",
             "selection.rewarmup_epochs",
             "selection.recalibration_batches",
+            "data_workers",
         )
     }
     | {

@@ -22,6 +22,7 @@ OPERATIONAL = (
     "data.download",
     "data.dir",
     "data.tfds_dir",
+    "data_workers",
     "eval_batch_size",
     "steps_per_dispatch",
     "layout",
@@ -101,6 +102,7 @@ ADDED_LATER: dict[str, Any] = {
     "selection.recalibration_batches": 0,
     "batch_norm_parts": 1,
     "mesh": "data:-1",
+    "data_workers": 0,
 }
 
 # Keys that there were once, and that changed nothing that is computed: not read.

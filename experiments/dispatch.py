@@ -22,9 +22,11 @@ from experiments.accumulation import mean_gradient, micro_batch_size
 from experiments.looping import Loop, on_cpu, written_out
 from experiments.state import Plan, TrainState
 from experiments.tasks.task import Batch, Task
+from experiments.windows import dispatch_places
 from lowrank_jax.sharding import gathered_over
 
 _MOST_STEPS = 16
+_MOST_BYTES = 2**28  # Of images that are sent to the devices for a dispatch.
 _MULTIPLY_ADDS_PER_DISPATCH = 3 * 10**11  # Seconds on a few cores.
 _NOISE_STREAM = 0x0D20  # Keeps these keys apart from those of the order and the augmentation.
 
@@ -75,20 +77,24 @@ def loop_of(plan: Plan) -> Loop:
     return written_out if on_cpu() and not plan.batch_minor else jax.lax.scan
 
 
-def default_steps(plan: Plan, batches: Sequence[Batch]) -> int:
+def default_steps(plan: Plan, batches: Sequence[Batch], bytes_per_example: int = 0) -> int:
     """The default: sixteen where steps are scanned, one where they would be written out, or where
     batches of several shapes take turns, of which few are in a row.
 
     On a CPU, where a step may take seconds, fewer if a dispatch would be very long: a run can only
-    be stopped between two.
+    be stopped between two. Fewer as well where the batches of sixteen steps, which are sent to the
+    devices together if they are not there, would be large.
     """
     if loop_of(plan) is not jax.lax.scan or len(set(batches)) > 1:
         return 1
-    if not on_cpu():
-        return _MOST_STEPS
-    # The backward pass costs about twice the forward pass.
-    of_step = 3 * plan.multiply_adds * plan.config.batch_size
-    return max(1, min(_MOST_STEPS, _MULTIPLY_ADDS_PER_DISPATCH // of_step))
+    most = _MOST_STEPS
+    if bytes_per_example:
+        most = min(most, _MOST_BYTES // (bytes_per_example * plan.config.batch_size))
+    if on_cpu():
+        # The backward pass costs about twice the forward pass.
+        of_step = 3 * plan.multiply_adds * plan.config.batch_size
+        most = min(most, _MULTIPLY_ADDS_PER_DISPATCH // of_step)
+    return max(1, most)
 
 
 def dispatch_function(task: Task, plan: Plan, steps: int, batch: Batch) -> Any:
@@ -101,13 +107,14 @@ def dispatch_function(task: Task, plan: Plan, steps: int, batch: Batch) -> Any:
     part = dataclasses.replace(batch, size=micro_batch_size(batch.size, parts))
     everywhere = meshes.replicated(plan.mesh)
     part_place = meshes.batch_sharding(plan.mesh, part.size)
+    array_places = dispatch_places(task.splits, plan.mesh, part.size)
     state_places = states.shardings(plan)
     whole = gathered_over("fsdp", state_places.params)
     loop = loop_of(plan)
 
     @functools.partial(
         jax.jit,
-        in_shardings=(state_places, everywhere, everywhere, everywhere, everywhere),
+        in_shardings=(state_places, array_places, everywhere, everywhere, everywhere),
         out_shardings=(state_places, everywhere),
         donate_argnums=0,
     )

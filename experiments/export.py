@@ -139,7 +139,7 @@ def _write_program(
 ) -> tuple[Any, str]:
     """Writes the program, and compares its logits with those of the network as trained."""
     params = fewest_entries(variables.params)
-    images = task.splits["test"][0][:8]
+    images = task.stored_images(8)
     function = logits_function(task, Variables(params, variables.model_state))
     lrj.export.save_program(path, function, images, metadata=metadata)
     program = lrj.export.load_program(path)

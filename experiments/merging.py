@@ -9,15 +9,19 @@ with norms between its factors has no such twin.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 import lowrank_jax as lrj
 from experiments import config_keys, recipe, tally
+from experiments import feed as feeds
+from experiments import mesh as meshes
 from experiments.errors import RunError
 
 TOLERANCE = 1e-4
@@ -77,7 +81,6 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
     Raises:
       RunError: the logits differ by more than `TOLERANCE`.
     """
-    split = jax.device_put(task.splits["test"])
     # In bfloat16, rounding would hide what is compared.
     in_float32 = dataclasses.replace(task, network=task.network.in_float32)
     measure, logits_of = jax.jit(in_float32.evaluate), jax.jit(in_float32.logits)
@@ -85,25 +88,35 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
     if config_keys.can_be_merged(config):
         forms["merged"] = merged(config, params)
     # Accelerators multiply in lower precision unless told otherwise; the two forms would differ.
-    with jax.default_matmul_precision("highest"):
-        sums = {form: measure(of_form, model_state, split) for form, of_form in forms.items()}
-        logits = [np.asarray(logits_of(of_form, model_state, split)) for of_form in forms.values()]
+    sums: dict[str, list[Any]] = {form: [] for form in forms}
+    apart = largest = 0.0
+    feed = feeds.of(task, _mesh_of(params))
+    with jax.default_matmul_precision("highest"), contextlib.closing(feed):
+        for part in feed.held_out("test"):
+            for form, of_form in forms.items():
+                sums[form].append(jax.device_get(measure(of_form, model_state, part)))
+            if "merged" not in forms:
+                continue
+            factored, merged_ones = (
+                np.asarray(logits_of(of_form, model_state, part)) for of_form in forms.values()
+            )
+            # Of what is not a number the largest is none either, whatever the order.
+            apart = float(np.maximum(apart, np.max(np.abs(factored - merged_ones))))
+            largest = float(np.maximum(largest, np.max(np.abs(factored))))
     difference = None
-    if len(logits) == 2:
-        difference = float(np.max(np.abs(logits[0] - logits[1])))
-        if largest := float(np.max(np.abs(logits[0]))):
-            difference /= largest
+    if "merged" in forms:
+        difference = apart / largest if largest else apart
         if not difference <= TOLERANCE:
             raise RunError(
                 f"factored and merged logits differ by {difference:.2e} of the largest logit, more "
                 f"than {TOLERANCE:.0e}"
             )
     scores = {
-        form: _scores(sums[form], recipe.counted_parameters(config, of_form))
+        form: _scores(tally.added(sums[form]), recipe.counted_parameters(config, of_form))
         for form, of_form in forms.items()
     }
     return Comparison(
-        examples=int(sums["factored"]["count"]),
+        examples=sum(int(part["count"]) for part in sums["factored"]),
         factored=scores["factored"],
         merged=scores.get("merged"),
         logit_difference=difference,
@@ -111,6 +124,15 @@ def compare(config: ConfigDict, task: Any, params: Any, model_state: Any) -> Com
     )
 
 
-def _scores(sums: dict[str, jax.Array], parameters: int) -> Scores:
+def _mesh_of(params: Any) -> Mesh:
+    """The devices that the parameters are on; one of this process where they are on the host."""
+    for leaf in jax.tree.leaves(params):
+        place = getattr(leaf, "sharding", None)
+        if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh):
+            return place.mesh
+    return Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1, 1), meshes.AXES)
+
+
+def _scores(sums: dict[str, Any], parameters: int) -> Scores:
     found = tally.means(sums)
     return Scores(accuracy=found["accuracy"], loss=found["loss"], parameters=parameters)

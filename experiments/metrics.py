@@ -177,21 +177,24 @@ class Progress:
         self._total, self._clock = total_steps, clock
         self._done = 0  # examples
         self._start: tuple[int, float] | None = None
-        self._recent = [(0, clock())]
+        self._recent = [(0, clock(), 0.0)]
         self.examples_per_second = float("nan")
+        self.data_wait_share: float | None = None
         self.seconds_left = float("nan")
 
-    def update(self, step: int, examples: int) -> None:
+    def update(self, step: int, examples: int, waited: float | None = None) -> None:
         """Notes that `step` steps are done, with `examples` more; sets `examples_per_second` and
-        `seconds_left`."""
+        `seconds_left`, and where data is waited for, `waited` seconds so far, `data_wait_share`."""
         now = self._clock()
         self._done += examples
-        self._recent.append((self._done, now))
+        self._recent.append((self._done, now, waited or 0.0))
         while len(self._recent) > 2 and now - self._recent[1][1] >= _RATE_SECONDS:
             self._recent.pop(0)
         done, taken = self._done - self._recent[0][0], now - self._recent[0][1]
         if done > 0 and taken > 0:
             self.examples_per_second = done / taken
+            if waited is not None:
+                self.data_wait_share = (waited - self._recent[0][2]) / taken
         if self._start is None:
             self._start = (step, now)
         start_step, start_time = self._start
@@ -215,6 +218,8 @@ class Progress:
                 parts.append(f"{split} {', '.join(words)}")
         if np.isfinite(self.examples_per_second):
             parts.append(f"{self.examples_per_second:.0f} {self._unit}/s")
+        if self.data_wait_share is not None:
+            parts.append(f"waiting for data {100 * self.data_wait_share:.0f} % of the time")
         if np.isfinite(self.seconds_left):
             parts.append(f"{duration(self.seconds_left)} left")
         return "  ".join(parts)

@@ -7,7 +7,8 @@ new programs from there on.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,24 @@ import jax.numpy as jnp
 from experiments import mesh as meshes
 from experiments import tally as tallies
 from experiments.dispatch import Dispatch, dispatch_function
+from experiments.feed import Feed
 from experiments.state import Plan, TrainState, Variables
 from experiments.tally import Tally
 from experiments.tasks.task import Batch, Task
+
+
+class Inputs(NamedTuple):
+    """What the steps of a dispatch are computed from, beside the state.
+
+    Attributes:
+      arrays: examples, as the feed gives them.
+      order: of the examples in the epoch.
+      epoch: its number.
+    """
+
+    arrays: Any
+    order: jax.Array
+    epoch: int
 
 
 class Programs:
@@ -26,12 +42,12 @@ class Programs:
     Args:
       task: in the forms of the run.
       plan: of the run.
-      arrays: the splits of the task, on the devices.
+      feed: of the splits of the task.
       tally: of the run; what compiling takes is counted there.
     """
 
-    def __init__(self, task: Task, plan: Plan, arrays: Any, tally: Tally) -> None:
-        self._task, self._plan, self._arrays, self._tally = task, plan, arrays, tally
+    def __init__(self, task: Task, plan: Plan, feed: Feed, tally: Tally) -> None:
+        self._task, self._plan, self._feed, self._tally = task, plan, feed, tally
         self._everywhere = meshes.replicated(plan.mesh)
         self._steps: dict[tuple[int, Batch], Any] = {}
         self._evaluate = jax.jit(plan.in_layout(task.evaluate))
@@ -42,41 +58,49 @@ class Programs:
             began = time.perf_counter()
             function = dispatch_function(self._task, self._plan, cut.steps, cut.batch)
             order, zero = self._put(self._task.order(0)), self.scalar(0)
-            lowered = function.lower(self._plan.abstract, self._arrays, order, zero, zero)
+            arrays = self._feed.abstract(cut)
+            lowered = function.lower(self._plan.abstract, arrays, order, zero, zero)
             self._steps[cut.steps, cut.batch] = lowered.compile()
             self._tally["compile_time_s"] += time.perf_counter() - began
         return self._steps[cut.steps, cut.batch]
 
+    def inputs(self, epoch: int, cuts: Sequence[Dispatch]) -> Iterator[tuple[Dispatch, Inputs]]:
+        """These dispatches of an epoch, in order, each with what it is computed from."""
+        order = self._put(self._task.order(epoch))
+        for cut, arrays in zip(cuts, self._feed.windows(epoch, cuts), strict=True):
+            yield cut, Inputs(arrays, order, epoch)
+
     def train(
-        self, state: TrainState, order: jax.Array, epoch: int, cut: Dispatch
+        self, state: TrainState, inputs: Inputs, cut: Dispatch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The steps of a dispatch; the state is donated.
 
         Args:
           state: before them.
-          order: of the examples in this epoch, as `order` gives it.
-          epoch: the number of the epoch.
+          inputs: of the dispatch.
           cut: the dispatch.
 
         Returns:
           The state after them, and sums, each with one entry for each step.
         """
-        run = self.compile(cut)
-        return run(state, self._arrays, order, self.scalar(epoch), self.scalar(cut.example))
+        epoch, example = self.scalar(inputs.epoch), self.scalar(cut.example)
+        return self.compile(cut)(state, inputs.arrays, inputs.order, epoch, example)
 
     def compile_evaluation(self, split: str) -> Any:
-        """The program that measures a network on a split; it is not kept."""
+        """The program that measures a network on a split, or on the first part of it; it is not
+        kept."""
         params, model_state = self._plan.abstract.params, self._plan.abstract.model_state
-        return self._evaluate.lower(params, model_state, self._arrays[split]).compile()
-
-    def order(self, epoch: int) -> jax.Array:
-        """The order of the examples in an epoch, on the devices."""
-        return self._put(self._task.order(epoch))
+        part = next(self._feed.held_out(split))
+        return self._evaluate.lower(params, model_state, part).compile()
 
     def means(self, split: str, network: TrainState | Variables) -> dict[str, float]:
         """The measures of a network on a split."""
-        sums = self._evaluate(network.params, network.model_state, self._arrays[split])
-        return tallies.means(sums)
+        return tallies.means(
+            tallies.added(
+                self._evaluate(network.params, network.model_state, part)
+                for part in self._feed.held_out(split)
+            )
+        )
 
     def _put(self, array: Any) -> jax.Array:
         return jax.device_put(array, self._everywhere)

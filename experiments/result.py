@@ -33,6 +33,7 @@ from typing import Any
 import jax
 
 import lowrank_jax as lrj
+from experiments.cores import cores
 
 FILE_NAME = "result.json"
 
@@ -43,6 +44,7 @@ _DISTRIBUTIONS = {
     "optax": "optax",
     "orbax": "orbax-checkpoint",
     "numpy": "numpy",
+    "pillow": "pillow",
     "sacrebleu": "sacrebleu",
     "sentencepiece": "sentencepiece",
     "lowrank_jax": "lowrank_jax",
@@ -214,14 +216,12 @@ def commit(folder: str | os.PathLike[str] | None = None) -> dict[str, Any] | Non
 def hardware() -> dict[str, Any]:
     """The devices JAX computes on, and the machine's processor."""
     device = jax.devices()[0]
-    # The cores this process may use, where the system tells; a container may allow fewer than all.
-    allowed = hasattr(os, "sched_getaffinity")
     return {
         "platform": device.platform,
         "device_kind": device.device_kind,
         "device_count": jax.device_count(),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if allowed else os.cpu_count(),
+        "cores": cores(),
     }
 
 

@@ -29,6 +29,7 @@ from experiments.gradient_timing import Contender, time_gradients
 from experiments.models.rank_selection import Stack
 from experiments.state import Plan, Variables
 from experiments.tasks.task import Task
+from experiments.windows import dispatch_shapes
 from lowrank_jax.linen.module_calls import ModuleCall, module_calls
 from lowrank_jax.linen.normalization import efficient_batch_norm
 from lowrank_jax.rank_selection import KeptLayers, StackTime
@@ -144,7 +145,7 @@ def _first_batch(task: Task, plan: Plan) -> Any:
     indices = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
     epoch = jax.ShapeDtypeStruct((), jnp.int32)
     batch = functools.partial(task.batch, shape=shape)
-    return jax.eval_shape(batch, dict(task.splits), indices, epoch)
+    return jax.eval_shape(batch, dispatch_shapes(task.splits, 1, shape.size), indices, epoch)
 
 
 def _different(

@@ -24,6 +24,7 @@ from experiments import state as states
 from experiments.checkpoint import Manifest
 from experiments.dispatch import dispatches
 from experiments.errors import RunError
+from experiments.feed import Feed
 from experiments.programs import Programs
 from experiments.rank_selection import Ranks, switched_at
 from experiments.state import Plan, TrainState, Variables
@@ -112,15 +113,13 @@ def switch(state: TrainState, plan: Plan) -> TrainState:
     return jax.device_put(processes.of_the_first(switched), states.shardings(plan))
 
 
-def recalibrated(
-    state: TrainState, task: Task, plan: Plan, arrays: Any, tally: Tally
-) -> TrainState:
+def recalibrated(state: TrainState, task: Task, plan: Plan, feed: Feed, tally: Tally) -> TrainState:
     """The state after its norms have seen the first batches of the first epoch, as asked for.
 
     Args:
       state: of the run; donated.
       task, plan: from the switch on.
-      arrays, tally: see `Programs`.
+      feed, tally: see `Programs`.
     """
     asked, batches = plan.config.selection.recalibration_batches, task.batches(0)
     if not asked:
@@ -130,11 +129,10 @@ def recalibrated(
             f"selection.recalibration_batches={asked}: an epoch has {len(batches)}; give no more"
         )
     batches = batches[:asked]
-    programs = Programs(task, _standing_still(plan), arrays, tally)
-    order = programs.order(0)
+    programs = Programs(task, _standing_still(plan), feed, tally)
     step = int(state.step)
-    for cut in dispatches(batches, limit=1):
-        state, _ = programs.train(state, order, 0, cut)
+    for cut, inputs in programs.inputs(0, dispatches(batches, limit=1)):
+        state, _ = programs.train(state, inputs, cut)
     return dataclasses.replace(state, step=jax.device_put(jnp.int32(step), state.step.sharding))
 
 

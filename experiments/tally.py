@@ -6,7 +6,7 @@ and at the end, and where the time went. It is plain data, and becomes the resul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,19 @@ def train_means(tally: Tally) -> dict[str, float]:
         "train_loss": tally["loss"] / tally["examples"],
         "train_accuracy": tally["correct"] / tally["examples"],
     }
+
+
+def added(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sums of a split from those of its parts, one at a time; what are not scalars is left out.
+
+    >>> added([{"loss": 1.5, "count": 2}, {"loss": 0.5, "count": 1}])
+    {'loss': 2.0, 'count': 3}
+    """
+    sums: dict[str, Any] = {}
+    for part in parts:
+        scalars = {name: np.asarray(value) for name, value in part.items() if np.ndim(value) == 0}
+        sums = {name: sums.get(name, 0) + value.item() for name, value in scalars.items()}
+    return sums
 
 
 def means(sums: Mapping[str, Any]) -> dict[str, float]:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -39,6 +38,7 @@ from experiments import (
     tally,
     tasks,
 )
+from experiments import feed as feeds
 from experiments import mesh as meshes
 from experiments import start as starts
 from experiments import state as states
@@ -167,6 +167,8 @@ def _train(
         return task, plan, applied
 
     task, plan, applied = formed(plan, latest, stop.leave_if_requested)
+    feed = feeds.of(task, plan.mesh, config.accumulate_steps)
+    until_done.callback(feed.close)
     say(console.heading(task, plan, applied, total_steps, workdir))
     if computed_whole:
         say(computed_whole)
@@ -182,7 +184,8 @@ def _train(
     stop.leave_if_requested()
     if latest is None:
         state = states.create(plan, task.network, begun)
-        progress = tally.new(config.steps_per_dispatch or default_steps(plan, batches))
+        of_dispatch = default_steps(plan, batches, feed.bytes_per_example)
+        progress = tally.new(config.steps_per_dispatch or of_dispatch)
         progress["replayed"] = None if record is None else record.digest
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
@@ -213,11 +216,9 @@ def _train(
         left = total_steps - epoch * len(batches)
         return dispatches(task.batches(epoch)[:left], progress["steps_per_dispatch"])
 
-    arrays = jax.device_put(task.splits, meshes.replicated(plan.mesh))
-
     def compiled(task: Task, plan: Plan, between: Callable[[], None]) -> Programs:
         began = time.perf_counter()
-        programs = Programs(task, plan, arrays, progress)
+        programs = Programs(task, plan, feed, progress)
         for cut in cuts_of(0):
             between()
             programs.compile(cut)
@@ -287,14 +288,12 @@ def _train(
             write(0.0, scalars, measures, ranks.measure(params) if ranks else None)
             save(checkpoints, state)
         for epoch in epochs_left(step, total_steps, len(batches)):
-            order = programs.order(epoch)
-            cuts = cuts_of(epoch)
-            for cut in cuts:
-                if epoch * len(batches) + cut.first < step:
-                    continue  # Done before the interruption.
+            # Without what was done before an interruption.
+            cuts = [cut for cut in cuts_of(epoch) if epoch * len(batches) + cut.first >= step]
+            for cut, inputs in programs.inputs(epoch, cuts):
                 programs.compile(cut)
                 with profile.dispatch(cut.steps):
-                    state, sums = programs.train(state, order, epoch, cut)
+                    state, sums = programs.train(state, inputs, cut)
                     losses = np.asarray(sums["loss"])
                 stopping = processes.any_says(stop.requested)
                 # At a finite loss the last step can still have spoiled the state, which is then
@@ -307,7 +306,7 @@ def _train(
                     raise diverged(state, step, losses, len(batches), checkpoints.latest())
                 step += cut.steps
                 tally.add(progress, sums)
-                pace.update(step, int(np.asarray(sums["count"]).sum()))
+                pace.update(step, int(np.asarray(sums["count"]).sum()), feed.waited)
                 rate = float(plan.schedule(step - 1))
                 if cut is not cuts[-1]:
                     done = step / len(batches)
@@ -328,6 +327,8 @@ def _train(
                 "learning_rate": rate,
                 "examples_per_second": pace.examples_per_second,
             }
+            if pace.data_wait_share is not None:
+                scalars["data_wait_share"] = pace.data_wait_share
             progress |= tally.empty_sums()
             if "validation" in task.sizes():
                 scalars |= scores_of("validation", state)
@@ -359,7 +360,7 @@ def _train(
                     # A signal that comes now is followed when the switch is saved.
                     task, plan, _ = formed(plan, None, lambda: None)
                     programs = compiled(task, plan, lambda: None)
-                    state = switching.recalibrated(state, task, plan, arrays, progress)
+                    state = switching.recalibrated(state, task, plan, feed, progress)
                     diagnostics = KernelDiagnostics(config, plan, progress)
                     split = "validation" if "validation" in task.sizes() else "test"
                     after = scores_of(split, state)

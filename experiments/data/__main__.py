@@ -4,7 +4,8 @@
     python -m experiments.data fetch NAME [--dir DIR] [--tfds-dir DIR]
 
 `status` touches no network and reads no data. `fetch` loads the data set, from wherever `load`
-finds it, so that it is verified and in the cache. Exit code 2, with one message, if it cannot.
+finds it, so that it is verified and in the cache; of a set that is too large for memory it looks
+whether all of it is there. Exit code 2, with one message, if it cannot.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 from experiments.command_line import exit_code
 from experiments.data import cache
 from experiments.data.catalog import data_set, names
+from experiments.data.large_image_sets import LargeImages, LargeImageSet
 from experiments.data.lookup import find, find_prepared, find_release
-from experiments.data.original import AtHand
+from experiments.data.original import AtHand, Loaded
 from experiments.data.places import Places, short
 
 
@@ -46,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fetched(name: str, data_dir: str | None, tfds_dir: str | None) -> str:
-    data = find(data_set(name), dir=data_dir, tfds_dir=tfds_dir)
+    entry = data_set(name)
+    if isinstance(entry, LargeImageSet):
+        data: Loaded | LargeImages = entry.open(tfds_dir)
+    else:
+        data = find(entry, dir=data_dir, tfds_dir=tfds_dir)
     return "\n".join(
         (
             f"{name}: {data.summary}",

@@ -1,4 +1,5 @@
-"""The data sets by name, of every kind: `image_sets.py`, `translation_sets.py`, `text_sets.py`.
+"""The data sets by name, of every kind: `image_sets.py`, `large_image_sets.py`,
+`translation_sets.py`, `text_sets.py`.
 
 The name of the user's own text files is `files:GLOB`, for instance `files:notes/*.txt`.
 """
@@ -9,22 +10,25 @@ from typing import TypeVar
 
 from experiments.data.errors import DataUnavailable
 from experiments.data.image_sets import IMAGE_SETS, ImageSet
+from experiments.data.large_image_sets import LARGE_IMAGE_SETS, LargeImageSet
 from experiments.data.text.user_files import SCHEME
 from experiments.data.text_sets import TEXT_SETS, TextSet, of_user_files
 from experiments.data.translation_sets import TRANSLATION_SETS, TranslationSet
 
-AnySet = ImageSet | TranslationSet | TextSet
+AnyImageSet = ImageSet | LargeImageSet
+AnySet = AnyImageSet | TranslationSet | TextSet
 Entry = TypeVar("Entry", bound=AnySet)
 
 
 def names() -> tuple[str, ...]:
     """The names of all data sets but the user's own text files."""
-    return (*IMAGE_SETS, *TRANSLATION_SETS, *TEXT_SETS)
+    return (*IMAGE_SETS, *LARGE_IMAGE_SETS, *TRANSLATION_SETS, *TEXT_SETS)
 
 
-def image_set(name: str) -> ImageSet:
+def image_set(name: str) -> AnyImageSet:
     """The entry of an image set; `DataUnavailable` with near misses if there is none."""
-    return _find(name, IMAGE_SETS)
+    entries: dict[str, AnyImageSet] = {**IMAGE_SETS, **LARGE_IMAGE_SETS}
+    return _find(name, entries)
 
 
 def translation_set(name: str) -> TranslationSet:
@@ -43,7 +47,12 @@ def data_set(name: str) -> AnySet:
     """The entry of any data set; `DataUnavailable` with near misses if there is none."""
     if name.startswith(SCHEME):
         return text_set(name)
-    entries: dict[str, AnySet] = {**IMAGE_SETS, **TRANSLATION_SETS, **TEXT_SETS}
+    entries: dict[str, AnySet] = {
+        **IMAGE_SETS,
+        **LARGE_IMAGE_SETS,
+        **TRANSLATION_SETS,
+        **TEXT_SETS,
+    }
     return _find(name, entries, f"{SCHEME}GLOB")
 
 

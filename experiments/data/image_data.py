@@ -28,6 +28,10 @@ class Statistics(NamedTuple):
     std: tuple[float, ...]
 
 
+IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Of ImageNet, as all published code has them."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageData:
     """A data set as it was loaded; made by `ImageData.from_arrays`, which computes the rest.

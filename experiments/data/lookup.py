@@ -21,6 +21,7 @@ from experiments.data import cache, checksums, tfds_folder
 from experiments.data.catalog import image_set
 from experiments.data.errors import DataCorrupt, DataUnavailable
 from experiments.data.image_data import ImageData
+from experiments.data.image_sets import ImageSet
 from experiments.data.original import (
     Arrays,
     AtHand,
@@ -55,7 +56,10 @@ def load(
     >>> load("digits").train_images.shape
     (1437, 8, 8, 1)
     """
-    return find(image_set(name), source=source, download=download, dir=dir, tfds_dir=tfds_dir)
+    entry = image_set(name)
+    if not isinstance(entry, ImageSet):
+        raise RunError(f"data set {name!r} is too large for memory: it is read as it is used")
+    return find(entry, source=source, download=download, dir=dir, tfds_dir=tfds_dir)
 
 
 def find(

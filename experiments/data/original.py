@@ -93,11 +93,13 @@ class Prepared:
       read: the arrays, in the order of the original files where all of it is read, from the folder
         of a version.
       part: what of it is read, in words; empty where that is all.
+      formats: of files that can be read, in words.
     """
 
     name: str
     read: Callable[[Path], Arrays]
     part: str = ""
+    formats: str = "array_record or tfrecord"
 
 
 @dataclasses.dataclass(frozen=True)

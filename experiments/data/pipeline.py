@@ -33,9 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 # Not 0 or 1, from which `fold_in` makes the two keys that `split` makes (for crop and flip).
 _CUTOUT_STREAM = 0xC070
 
@@ -89,7 +86,7 @@ def training_batch(
     position = jnp.arange(pipeline.size)
     rows = position + offset[:, :1]
     columns = jnp.where(mirrored[:, None], position[::-1], position) + offset[:, 1:]
-    batch = _normalise(_gather(images, indices, rows, columns, pipeline), pipeline)
+    batch = normalise(_gather(images, indices, rows, columns, pipeline), pipeline)
     if pipeline.cutout:
         square = jax.vmap(lambda key: _square(key, pipeline))(keys)
         batch = jnp.where(square[..., None], 0.0, batch)
@@ -103,7 +100,7 @@ def evaluation_batch(
     """Like `training_batch`, without augmentation."""
     position = jnp.broadcast_to(jnp.arange(pipeline.size), (len(indices), pipeline.size))
     pixels = _gather(images, indices, position, position, pipeline)
-    return _normalise(pixels, pipeline), labels[indices]
+    return normalise(pixels, pipeline), labels[indices]
 
 
 def _draw(key: jax.Array, pipeline: ImagePipeline) -> tuple[jax.Array, jax.Array]:
@@ -150,7 +147,8 @@ def _native(position: jax.Array, native: int, size: int) -> tuple[jax.Array, jax
     return jnp.clip(unclipped, 0, native - 1), inside
 
 
-def _normalise(pixels: jax.Array, pipeline: ImagePipeline) -> jax.Array:
+def normalise(pixels: jax.Array, pipeline: ImagePipeline) -> jax.Array:
+    """Of uint8 `(..., C)` with C = 1 or 3, float32 `(..., 3)`."""
     # (pixel / 255 - mean) / std, as one difference and one product with constants: the compiler
     # can contract nothing here, so every program that contains it computes the same bits.
     shift = np.float32(255.0 * np.asarray(pipeline.mean))

@@ -20,7 +20,7 @@ def explain(name: str, original: Original, places: Places, source: str, download
     else:
         found = skipped if source == "files" else "not there"
         folder = short(places.tfds_dir / original.prepared.name / "*")
-        tfds = f"{folder}  (array_record or tfrecord): {found}"
+        tfds = f"{folder}  ({original.prepared.formats}): {found}"
     lines = [
         f"dataset {name!r} is not on this machine and cannot be fetched.",
         "  Looked for:",

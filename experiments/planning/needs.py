@@ -164,7 +164,7 @@ def needs_of(run: PlannedRun) -> Needs:
     known = tasks.find(plan.config).sizes_known
     memory = Memory(
         **{part: device_bytes(leaves, part) for part in PARTS},
-        data=_bytes((run.arrays, run.order)) if known else None,
+        data=_bytes_of_a_device((run.arrays, run.order)) if known else None,
         step=temporary(step),
         evaluation=temporary(run.programs.compile_evaluation("test")),
         batch=_batch_bytes(run),
@@ -196,6 +196,13 @@ def temporary(program: Any) -> Temporary:
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_of_a_device(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _batch_bytes(run: PlannedRun) -> int:

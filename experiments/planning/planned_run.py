@@ -14,6 +14,7 @@ from experiments import start as starts
 from experiments import state as states
 from experiments.accumulation import micro_batch_size
 from experiments.dispatch import Dispatch, default_steps, dispatches
+from experiments.planning.shapes_feed import ShapesFeed
 from experiments.programs import Programs
 from experiments.state import Plan
 from experiments.tasks.task import Task
@@ -26,7 +27,7 @@ class PlannedRun:
     Attributes:
       task: with shapes of its data; kernels are applied in the form with fewer multiply-adds.
       plan: of its state.
-      arrays: the shapes of the splits of the task, with their places.
+      arrays: the shapes of what a dispatch gets of the splits, with their places.
       order: of the examples of an epoch, likewise.
       cut: the dispatch that takes most, of the longest examples where their lengths differ.
       programs: of the run.
@@ -70,13 +71,17 @@ def planned_run(config: ConfigDict) -> PlannedRun:
     def placed(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
 
-    arrays = jax.tree.map(placed, task.splits)
-    cuts = dispatches(batches, config.steps_per_dispatch or default_steps(plan, batches))
+    feed = ShapesFeed(task, plan.mesh, config.accumulate_steps)
+    cuts = dispatches(
+        batches,
+        config.steps_per_dispatch or default_steps(plan, batches, feed.bytes_per_example),
+    )
+    cut = max(cuts, key=lambda cut: (cut.batch.length or 0, cut.batch.size, cut.steps))
     return PlannedRun(
         task=task,
         plan=plan,
-        arrays=arrays,
+        arrays=feed.abstract(cut),
         order=placed(task.order(0)),
-        cut=max(cuts, key=lambda cut: (cut.batch.length or 0, cut.batch.size, cut.steps)),
-        programs=Programs(task, plan, arrays, tally.new(cuts[0].steps)),
+        cut=cut,
+        programs=Programs(task, plan, feed, tally.new(cuts[0].steps)),
     )

@@ -16,6 +16,7 @@ from experiments.tasks import (
     causal_language_model,
     classification,
     masked_language_model,
+    streamed_classification,
     text_classification,
     translation,
 )
@@ -49,9 +50,9 @@ TASKS: dict[str, Entry] = {
         causal_language_model.CausalLanguageModelling.abstract,
     ),
     "classification": Entry(
-        classification.Classification.load,
+        streamed_classification.load,
         classification.network,
-        classification.Classification.abstract,
+        streamed_classification.abstract,
         sizes_known=True,
     ),
     "masked_language_model": Entry(

@@ -1,4 +1,5 @@
-"""Image classification: batches from uint8 images on the device, cross-entropy, accuracy.
+"""Image classification: batches from uint8 images on the device, cross-entropy, accuracy. Sets
+that do not fit there are for `streamed_classification.py`.
 
 Under `protocol=ours` a validation split is held out of the
 training images and the data set's own statistics normalise; `published` trains on everything,
@@ -31,9 +32,8 @@ from experiments.data import (
     validation_size,
 )
 from experiments.data.example_order import epoch_permutation, steps_per_epoch
+from experiments.data.image_data import IMAGENET
 from experiments.data.pipeline import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     ImagePipeline,
     evaluation_batch,
     training_batch,
@@ -44,8 +44,6 @@ from experiments.tasks.dense_network import DenseNetwork
 from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
 from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen.normalization import efficient_batch_norm
-
-Arrays = Mapping[str, tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +150,7 @@ class Classification:
           RunError: as `load`, but for what only the images tell.
         """
         entry = image_set(config.data.name)
+        assert isinstance(entry, ImageSet)  # A large one has another form of the task.
         # No shape depends on what images are normalised by.
         statistics = Statistics((0.5,) * entry.train_shape[-1], (0.25,) * entry.train_shape[-1])
         data = Data(entry.name, "shapes alone", "")
@@ -168,8 +167,9 @@ class Classification:
         except ValueError as error:
             raise RunError(str(error)) from error
         entry = image_set(config.data.name)
+        assert isinstance(entry, ImageSet)  # No other can be loaded.
         _require_something_left(config, entry.image_size)
-        _require_equal_parts(config)
+        require_equal_parts(config)
         mean, std = _statistics(config, entry, statistics)
         pipeline = ImagePipeline(
             mean=mean,
@@ -238,7 +238,13 @@ class Classification:
         """The order of the training examples in an epoch, a function of the seed alone."""
         return epoch_permutation(self.seed, epoch, self.train_examples)
 
-    def batch(self, arrays: Arrays, indices: jax.Array, epoch: jax.Array, shape: Batch) -> Any:
+    def stored_images(self, count: int) -> np.ndarray:
+        """The first test images, uint8 ``(count, height, width, channels)``."""
+        return self.splits["test"][0][:count]
+
+    def batch(
+        self, arrays: Mapping[str, Any], indices: jax.Array, epoch: jax.Array, shape: Batch
+    ) -> Any:
         """An augmented training batch."""
         images, labels = arrays["train"]
         return training_batch(images, labels, indices, self.seed, epoch, self.pipeline)
@@ -304,7 +310,7 @@ def _statistics(config: ConfigDict, entry: ImageSet, own: Statistics) -> Statist
     """What images are normalised by: published constants only under the published protocol."""
     if config.protocol == "published":
         if models.find(config.model.name).statistics == "imagenet":
-            return Statistics(IMAGENET_MEAN, IMAGENET_STD)
+            return IMAGENET
         if entry.published_statistics is not None:
             return entry.published_statistics
     return own
@@ -319,7 +325,8 @@ def _require_something_left(config: ConfigDict, size: int) -> None:
             )
 
 
-def _require_equal_parts(config: ConfigDict) -> None:
+def require_equal_parts(config: ConfigDict) -> None:
+    """Raises RunError where what batch norm sees at once cannot be cut into its parts."""
     parts, size = config.batch_norm_parts, config.batch_size // config.accumulate_steps
     if size % parts:
         raise RunError(

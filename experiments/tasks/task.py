@@ -1,6 +1,6 @@
 """What the training loop asks of a task: its batches, its loss, its metrics, and its network.
 
-    splits                 the data on the host, by split
+    splits                 the data on the host, or streams of it, by split
     remarks(), files()     what is to be said about it, and to be kept of it
     description(), usage() what the network expects, for those to whom it is exported
     batches(epoch)         the shapes of an epoch's batches, in order
@@ -77,8 +77,9 @@ class Task(Protocol):
 
     @property
     def splits(self) -> Mapping[str, Any]:
-        """Arrays by split name; always ``train`` and ``test``, and ``validation`` if one is held
-        out."""
+        """Arrays by split name, or where these do not fit into memory, streams: what
+        `experiments/feed.py` makes the arguments of `batch` and `evaluate` of. Always ``train`` and
+        ``test``, and ``validation`` if one is held out."""
 
     @property
     def selects(self) -> Selection | None:
@@ -107,7 +108,8 @@ class Task(Protocol):
         """The shapes of an epoch's batches, in order; every epoch has as many."""
 
     def order(self, epoch: int) -> jax.Array:
-        """The order of the training examples in an epoch, int32, a function of the seed alone."""
+        """The order of the training examples in an epoch, int32, a function of the seed alone; of
+        a stream, which has them in that order, the places in it."""
 
     def batch(
         self, arrays: Mapping[str, Any], indices: jax.Array, epoch: jax.Array, shape: Batch
@@ -121,8 +123,8 @@ class Task(Protocol):
         ``loss``, ``correct`` and ``count``. `noise` is the key of what is random in the network."""
 
     def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
-        """The same sums over a split, in evaluation mode; other scalars beside them are sums, too,
-        and are reported as means under their names."""
+        """The same sums over a split, or the part of it that the feed gives, in evaluation mode;
+        other scalars beside them are sums, too, and are reported as means under their names."""
 
     def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
         """Logits in evaluation mode of a split, or of enough of it to compare networks by."""

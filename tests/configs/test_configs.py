@@ -9,7 +9,16 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import base, cifar_resnet, compression, cuttlefish, quickstart, tensor, translation
+from configs import (
+    base,
+    cifar_resnet,
+    compression,
+    cuttlefish,
+    imagenet_resnet50,
+    quickstart,
+    tensor,
+    translation,
+)
 from experiments import arguments, config_keys
 from experiments.errors import RunError
 
@@ -32,7 +41,17 @@ def config_flag(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [base, cifar_resnet, compression, cuttlefish, quickstart, tensor, translation]
+    "module",
+    [
+        base,
+        cifar_resnet,
+        compression,
+        cuttlefish,
+        imagenet_resnet50,
+        quickstart,
+        tensor,
+        translation,
+    ],
 )
 def test_every_key_has_a_type_and_every_config_settles(module):
     config = module.get_config()

@@ -59,3 +59,6 @@ def test_steps_per_dispatch():
     assert dispatch.default_steps(scanned, batches) > 1
     assert dispatch.default_steps(written_out, batches) == 1
     assert dispatch.default_steps(scanned, [*batches, Batch(8, length=16)]) == 1
+    # What is sent to the devices for a dispatch is at most 256 MiB, of batches of eight.
+    assert dispatch.default_steps(scanned, batches, bytes_per_example=2**23) == 4
+    assert dispatch.default_steps(scanned, batches, bytes_per_example=2**30) == 1

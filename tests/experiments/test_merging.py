@@ -35,6 +35,7 @@ def task(precision: str = "float32") -> Classification:
         seed=0,
         batch_size=5,
         eval_batch_size=4,  # The last batch is not full.
+        batch_norm_parts=1,
         partial_batch=False,
         selects=None,
     )

@@ -209,3 +209,14 @@ def test_progress_counts_from_the_first_update():
         "256 examples/s  0:35 left"
     )
     assert metrics.duration(3725.4) == "1:02:05"
+
+
+def test_progress_tells_how_long_data_was_waited_for():
+    """As a share of the last seconds, from seconds that only grow."""
+    now = [0.0]
+    progress = Progress(total_steps=100, clock=lambda: now[0])
+    for step, waited in enumerate((1.0, 4.0, 6.0), start=1):
+        now[0] += 10.0
+        progress.update(step, 128, waited)
+    assert progress.data_wait_share == 2.0 / 10.0
+    assert "13 examples/s  waiting for data 20 % of the time" in progress.line(3, 0.1, {})

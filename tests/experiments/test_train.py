@@ -18,7 +18,7 @@ from tiny_runs import contents, outcome
 
 from experiments import arguments, tasks, train
 from experiments.data import load, split_validation
-from experiments.data.pipeline import IMAGENET_MEAN, IMAGENET_STD
+from experiments.data.image_data import IMAGENET
 from experiments.dispatch import dispatches
 from experiments.errors import RunError
 from experiments.run_folder import held, read_table
@@ -60,7 +60,7 @@ def test_published_trains_on_everything() -> None:
     assert sum(batch.size for batch in published.batches(0)) == published.train_examples == 1437
     assert sorted(np.asarray(published.order(3))) == list(range(1437))
     assert set(published.splits) == {"train", "test"}
-    assert (published.pipeline.mean, published.pipeline.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (published.pipeline.mean, published.pipeline.std) == IMAGENET
 
 
 @pytest.mark.usefixtures("tiny")

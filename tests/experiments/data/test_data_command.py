@@ -23,6 +23,12 @@ def test_status_of_everything(capsys, data_dir, cifar10_arrays, fashion_arrays, 
         f"cifar10       original files in {data_dir}",
         "cifar100      not on this machine: python -m experiments.data fetch cifar100",
         "tiny_imagenet not on this machine: python -m experiments.data fetch tiny_imagenet",
+        "imagenet2012  not on this machine: on a machine with TensorFlow, and the two archives of "
+        "image-net.org in DIR: tfds build imagenet2012 --file_format=array_record --manual_dir=DIR "
+        "  (155 GB), then copy its folder here; see docs/large_data.md",
+        "imagenette    not on this machine: on a machine with TensorFlow: tfds build "
+        "imagenette/full-size-v2 --file_format=array_record   (1.5 GB), then copy its folder here; "
+        "see docs/large_data.md",
         "numwords      embedded",
         "lohelp        not on this machine: python -m experiments.data fetch lohelp",
         "iwslt14_de_en not on this machine: python -m experiments.data fetch iwslt14_de_en",
