@@ -384,6 +384,7 @@ def _train(
     if selected is not None and progress["best"]["step"] != step:
         network = read_selected(selected, progress["best"]["step"])
     if not processes.is_first():
+        processes.wait("the result is written")
         return workdir
 
     def say_or_leave(line: str) -> None:
@@ -411,4 +412,5 @@ def _train(
     plots.run_plots(workdir)
     files.write_json(workdir / RESULT, outcome.as_dict())
     say(console.closing(outcome, workdir))
+    processes.wait("the result is written")
     return workdir

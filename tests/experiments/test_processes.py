@@ -64,7 +64,8 @@ def test_either_process_is_killed_and_the_run_goes_on(
     both = start_both(folder, compilation_cache)
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert "continuing from step 10" in said[0][0] and said[1][0] == ""
+    assert "continuing from step 10" in said[0][0]
+    assert "step " not in said[1][0]  # One of them speaks.
     result = json.loads((folder / "result.json").read_text())
     assert result["steps"] == 5 * EPOCHS
 

@@ -139,13 +139,13 @@ def test_state_of_no_parameter_is_split_by_its_size():
 
 @pytest.fixture(scope="module")
 def gathered():
-    """What is gathered in a training step, by network and form; see `sharding_checks.py`."""
+    """What is gathered in a training step, by network and form; see `partition_checks.py`."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
-    script = Path(__file__).with_name("sharding_checks.py")
+    script = Path(__file__).with_name("partition_checks.py")
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True
     )
