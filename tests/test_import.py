@@ -81,6 +81,7 @@ def test_public_names():
         "replay_norms",
         "resolve",
         "restructure",
+        "sharding",
         "spectral",
         "spectral_ones",
         "target_ratio",
