@@ -14,7 +14,13 @@ import jax
 import pytest
 
 # What takes longest begins first: parallel workers would else wait for it at the end.
-LONGEST = ("test_readme.py::test_commands", "test_colabs.py", "test_docs.py")
+LONGEST = (
+    "test_readme.py::test_commands",
+    "test_either_process_is_killed",
+    "test_three_steps_are_the_same",
+    "test_colabs.py",
+    "test_docs.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,12 +5,16 @@ A block in another language, or a command of an unknown form, is a failure: noth
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -104,6 +108,25 @@ class Shell:
         assert "Traceback" not in done.stderr, done.stderr
         return done.stderr if code else done.stdout
 
+    def run_here(self, command: str, code: int = 0) -> str:
+        """The same in this process, for commands that end soon: most of their time is starting."""
+        words = shlex.split(command)
+        assert words[:2] == ["python", "-m"], command
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as captured:
+            captured.enter_context(contextlib.redirect_stdout(out))
+            captured.enter_context(contextlib.redirect_stderr(err))
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", words[2:])
+            for name, value in self.environment.items():
+                patch.setenv(name, value)
+            with warnings.catch_warnings(), pytest.raises(SystemExit) as done:
+                # The module was imported by other tests, and is now run once more.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                runpy.run_module(words[2], run_name="__main__", alter_sys=True)
+        assert (done.value.code or 0) == code, f"{command}\n{out.getvalue()}\n{err.getvalue()}"
+        return err.getvalue() if code else out.getvalue()
+
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In the order of the README, since later commands use the runs of earlier ones."""
@@ -150,7 +173,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 argument = config.partition(":")[2]
                 assert cuttlefish.get_config(argument).method == "cuttlefish"
             case ["-m", "experiments.main", config] if "files:" in config:
-                message = shell.run(command, code=2)
+                message = shell.run_here(command, code=2)
                 assert "no file fits this pattern" in message
             case ["-m", "experiments.translate", folder, "<", _]:
                 printed = shell.run(command.partition(" <")[0], stdin="eins\n\n")
@@ -158,7 +181,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             case ["-m", "experiments.main", config]:
                 # Its data is downloaded, and there is no network.
                 data = re.search(r"data=(\w+)", f"{config},data=cifar10")[1]
-                message = shell.run(command, code=2)
+                message = shell.run_here(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
                 assert not list(tmp_path.glob(f"runs/*{data}*"))
@@ -166,27 +189,29 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 runs = {"norm_replay": 3, "decay_study": 12}[Path(sweep.split(":")[0]).stem]
                 assert len(plan_sweep(Path(sweep.split(":")[0]), tmp_path, "runlocal")) == runs
             case ["-m", "experiments.sweep", _, "--dry-run"]:
-                assert re.search(r"^(\d+) runs: \1 open$", shell.run(command), re.MULTILINE)
+                assert re.search(r"^(\d+) runs: \1 open$", shell.run_here(command), re.MULTILINE)
             case ["-m", "experiments.sweep", _, "--commands"]:
-                printed = shell.run(command).splitlines()
+                printed = shell.run_here(command).splitlines()
                 assert len(printed) == len(set(printed)) == 44
                 assert all("-m experiments.main --config=" in line for line in printed)
             case ["-m", "experiments.sweep", _]:
                 assert f"{command} --dry-run" in COMMANDS  # It takes hours.
             case ["-m", "experiments.describe", config, "--json"]:
                 assert config.endswith("cifar_resnet.py:variant=deep,rank_scale=1")
-                assert json.loads(shell.run(command))["parameters"] == 1431834  # As published.
+                assert json.loads(shell.run_here(command))["parameters"] == 1431834  # As published.
             case ["-m", "experiments.describe", _]:
-                assert re.search(r"\d+ factorized kernels; parameters", shell.run(command))
+                assert re.search(r"\d+ factorized kernels; parameters", shell.run_here(command))
             case ["-m", "experiments.plan", _, mesh]:
                 # What it prints takes long to compile; its own tests look at that.
                 message = shell.run(command, "--config.batch_size=100", code=2)
                 assert mesh == "--mesh=data:2,fsdp:4"
                 assert "a batch of 100 examples cannot be split over 8 devices" in message
             case ["-m", "experiments.data", "status"]:
-                assert re.search(r"^fashion_small +embedded$", shell.run(command), re.MULTILINE)
+                assert re.search(
+                    r"^fashion_small +embedded$", shell.run_here(command), re.MULTILINE
+                )
             case ["-m", "experiments.data", "fetch", name]:
-                message = shell.run(command, code=2)
+                message = shell.run_here(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{name}'")
             case ["-m", "experiments.evaluate", folder]:
                 assert "they agree" in shell.run(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,8 @@ FACTORS = {
 
 class Regression:
     """A task without coupling between examples: half the squared error of a low-rank map."""
+
+    splits: ClassVar = {"train": None}  # No stream.
 
     def batch(self, arrays: Any, indices: jax.Array, epoch: jax.Array, shape: Batch) -> Any:
         return arrays[0][indices], arrays[1][indices]

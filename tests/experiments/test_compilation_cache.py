@@ -12,6 +12,7 @@ from tiny_runs import outcome
 from experiments.errors import RunError
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing_anew(
     tmp_path: Path, compilation_cache: Path, tiny: None
 ) -> None:

@@ -235,6 +235,7 @@ def doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "_CLEARLY_COMPOSED", math.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny", "doubtful")
 def test_a_run_keeps_its_forms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_file: Path

@@ -111,6 +111,7 @@ def test_a_run_that_is_stopped_within_an_epoch_ends_with_the_same_bits(
     assert computed(folder) == computed(finished)
 
 
+@pytest.mark.slow
 def test_the_published_protocol_takes_every_image_once_in_an_epoch(tmp_path):
     """The last batch is a partial one, of four; micro-batches halve each."""
     folder = train(tmp_path / "run", "protocol=published", epochs=1, accumulate_steps=2)

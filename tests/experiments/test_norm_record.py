@@ -79,6 +79,7 @@ def test_what_is_recorded_are_the_norms_after_every_step(recorded: Path) -> None
             assert norms[path][line["step"] - 1] == pytest.approx(norm, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_replays_them_without_decay(recorded: Path, tmp_path: Path) -> None:
     """It is interrupted, and several of its steps are one dispatch."""
     lines: list[str] = []

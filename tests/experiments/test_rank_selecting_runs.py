@@ -104,8 +104,8 @@ def test_stopped_again_and_again(
     # The step of the signal, and of the newest checkpoint when the run has left.
     for requested, newest in [(5, 5), (11, 12), (15, 15), (18, 19)]:
 
-        def stop_there(self: Any, step: int, examples: int, requested: int = requested) -> None:
-            update(self, step, examples)
+        def stop_there(self: Any, step: int, *more: Any, requested: int = requested) -> None:
+            update(self, step, *more)
             if step == requested:
                 signal.raise_signal(signal.SIGTERM)
 
@@ -184,6 +184,7 @@ def test_the_switch_changes_what_it_should(tmp_path: Path, monkeypatch: pytest.M
     assert before.step == after.step
 
 
+@pytest.mark.slow
 def test_norms_between_factors_and_recalibration(tmp_path: Path) -> None:
     """Such a run is evaluated and exported as it is, and nothing is made of it that it is not."""
     keys = {"factor_norm": True, "decay": "plain", "selection__recalibration_batches": 2}
@@ -246,6 +247,7 @@ def test_what_contradicts_is_refused(keys: dict[str, Any], words: str, tmp_path:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_kept_layers_are_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is continued reads the times of its stacks; without them it says so."""
     seconds = iter([1.0, 2.0])

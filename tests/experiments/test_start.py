@@ -87,6 +87,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------ what is carried over
 
 
+@pytest.mark.slow
 def test_full_rank_is_the_same_function(chain: Chain, task: tasks.Classification) -> None:
     """The dense run's own state, against the factorized one that the next run starts with."""
     config = arguments.settle(compressed(chain.dense, "energy=1"))

@@ -277,6 +277,7 @@ def test_a_real_run_is_continued_and_finished(tmp_path, capsys, monkeypatch):
     assert "final test accuracy" in run.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_mistake_of_a_real_run_is_noted(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.chdir(ROOT)

@@ -37,6 +37,7 @@ class OneBlock(nn.Module):
         return Dense(self.num_classes, name="head")(x.mean((1, 2)).astype("float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compilation_cache")
 def test_a_run_and_its_merged_network_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

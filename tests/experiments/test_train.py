@@ -130,6 +130,7 @@ def test_a_scan_trains_like_the_steps_written_out(tmp_path: Path) -> None:
     np.testing.assert_allclose(*runs, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_an_interrupted_epoch_keeps_its_cuts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

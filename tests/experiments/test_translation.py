@@ -183,6 +183,7 @@ def test_a_run_keeps_its_vocabulary_and_scores_its_translations(
         assert bounds == pytest.approx(norms, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("every_step_is_told")
 @pytest.mark.parametrize("moment", ["step 1/", pytest.param("translating", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_same_bits(

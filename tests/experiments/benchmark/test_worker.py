@@ -22,6 +22,7 @@ def fast(monkeypatch):
 OURS = Contender("ours", TINY, 0.111, 8, "float32", "cpu", 1)
 
 
+@pytest.mark.slow
 def test_a_worker_takes_turns_and_tells_its_memory():
     running = worker.start(OURS)
     try:

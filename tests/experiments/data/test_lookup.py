@@ -34,7 +34,8 @@ then copy ~/.cache/lowrank_jax here
 def test_names():
     images = ("fashion_small", "digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet")
     translation = ("numwords", "lohelp", "iwslt14_de_en", "ted_de_en", "files")
-    assert names() == (*images, *translation, "pydoc", "pgdoc", "lm1b")
+    large = ("imagenet2012", "imagenette")
+    assert names() == (*images, *large, *translation, "pydoc", "pgdoc", "lm1b")
 
 
 @pytest.fixture
