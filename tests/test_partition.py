@@ -1,16 +1,13 @@
 """Where parameters, factors and optimizer states live on a mesh, and what is sent because of it."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from eight_devices import printed_by
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
@@ -140,17 +137,7 @@ def test_state_of_no_parameter_is_split_by_its_size():
 @pytest.fixture(scope="module")
 def gathered():
     """What is gathered in a training step, by network and form; see `partition_checks.py`."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
-    script = Path(__file__).with_name("partition_checks.py")
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed_by(Path(__file__).with_name("partition_checks.py"))
 
 
 @pytest.mark.optimized

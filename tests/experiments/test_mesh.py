@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_runs
 from absl import flags
+from eight_devices import printed_by
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import configs
@@ -158,22 +156,9 @@ MORE = [f"{task}-float32" for task in TASKS if f"{task}-float32" not in CASES]
 
 
 def differences(folder: Path, cases: list[str]) -> dict[str, Any]:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": f"{tiny_runs.ROOT}{os.pathsep}{Path(__file__).parent}",
-    }
     script = Path(__file__).with_name("mesh_checks.py")
-    process = subprocess.run(
-        [sys.executable, str(script), str(folder), *cases],
-        cwd=tiny_runs.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    imports = (tiny_runs.ROOT, script.parent)
+    return printed_by(script, str(folder), *cases, imports=imports, optimized=False)
 
 
 @pytest.mark.parametrize("cases", [CASES, pytest.param(MORE, marks=pytest.mark.slow)])

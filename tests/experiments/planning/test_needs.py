@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_runs
+from eight_devices import printed_by
 
 HERE = Path(__file__).parent
 MESHES = ("data:8", "data:2,fsdp:2,tensor:2")
@@ -21,20 +18,8 @@ IMAGE, TRAINED = 8 * 8, 1293  # Of digits, nine tenths.
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What the script of this folder prints."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": f"{tiny_runs.ROOT}{os.pathsep}{HERE.parent}",
-    }
-    process = subprocess.run(
-        [sys.executable, str(HERE / "on_eight_devices.py")],
-        cwd=tiny_runs.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    script = HERE / "on_eight_devices.py"
+    return printed_by(script, imports=(tiny_runs.ROOT, HERE.parent), optimized=False)
 
 
 def test_the_gradient_of_parallel_data_is_exchanged_once(found: dict[str, Any]) -> None:
