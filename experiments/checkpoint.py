@@ -228,7 +228,7 @@ class Checkpoints:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if error is None:
             self.close()
-        else:
+        elif not processes.several():  # With others, it would be waited for who does not come.
             with contextlib.suppress(Exception):  # Which was told already, or comes after another.
                 self._manager.close()
 

@@ -7,24 +7,24 @@
     --distributed=HOST:PORT,I,N   the I-th of N processes (from 0), the first of which listens there
 
 The same command continues a run that was interrupted. Exit codes: 0 finished, or stopped by SIGTERM
-with a checkpoint saved; 2 a mistake in what was asked for, told in one message.
+with a checkpoint saved; 2 a mistake in what was asked for, told in one message. If one of several
+processes ends, all of them do, with its code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import processes
+from experiments import ending, processes
 from experiments.command_line import exit_code, read_config
 from experiments.config_keys import OPERATIONAL
-from experiments.errors import RunError
 from experiments.stopping import Stopped
 from experiments.train import train_and_evaluate
 
@@ -61,26 +61,31 @@ def folder_name(words: Sequence[str]) -> str:
 
 def run(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
+    # Joined first: what is wrong with the rest of a command line is then told to the others, too.
+    values = _flags()
+    with contextlib.suppress(flags.Error):  # Told by `_train`.
+        values(list(argv), known_only=True)
+        if values.distributed:
+            processes.join(values.distributed)
+    try:
+        ending.together(lambda: _train(argv))
+    except Stopped as stopped:
+        print(stopped)
+
+
+def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "the run folder", flag_values=values)
     flags.DEFINE_string("distributed", "", "as one of several processes", flag_values=values)
+    return values
+
+
+def _train(argv: Sequence[str]) -> None:
+    values = _flags()
     config, argument = read_config(argv, values, USAGE)
-    if values.distributed:
-        processes.join(values.distributed)
     named = values.workdir or config.workdir
     workdir = Path(named) if named else default_workdir(config, argument, argv)
-    try:
-        train_and_evaluate(config, workdir)
-    except Stopped as stopped:
-        if processes.is_first():
-            print(stopped)
-    except jax.errors.JaxRuntimeError as error:
-        if not processes.several():
-            raise
-        raise RunError(
-            f"process {jax.process_index()} has lost another one: {error}\nStart all of them again "
-            "to continue from the newest checkpoint"
-        ) from error
+    train_and_evaluate(config, workdir)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ On several hosts the same program runs once on each, and JAX makes their devices
 compiled steps and checkpoints are then common to all, and every process takes the same decisions in
 the same order. What may differ between hosts, such as clocks and signals, is agreed on before
 anything depends on it; files are written by the first process, and what the others have to say goes
-to a folder that is thrown away. With one process all of this is nothing.
+to a folder that is thrown away. With one process all of this is nothing. How they end is said in
+`ending.py`.
 
 Source: JAX's documentation, "Introduction to multi-controller JAX".
 """
@@ -19,11 +20,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # Of its service JAX makes no public name; Orbax has it from here.
 from jax.experimental import multihost_utils
 
 from experiments.errors import RunError
 
 AUTO = "auto"
+
+# How long a process may be silent before JAX takes it for dead. Heartbeats come from a thread of
+# C++, which goes on while Python compiles, writes or holds its lock: what is to be outlasted is a
+# machine that stands still or cannot be reached for a while.
+HEARTBEAT_TIMEOUT_SECONDS = 60
+
+_LONG_MS = 3_600_000  # For what others say who are alive; if they are not, this process ends first.
 
 
 def join(text: str) -> None:
@@ -53,19 +62,31 @@ def join(text: str) -> None:
             "num_processes": numbers[1],
         }
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"--distributed={text}: {error}") from error
 
 
 def several() -> bool:
     """Whether there are others."""
-    return jax.process_count() > 1
+    # Who has not joined is alone, and JAX need not be started to know it.
+    return service() is not None and jax.process_count() > 1
+
+
+def index() -> int:
+    """Which one this is, counted from 0."""
+    return jax.process_index()
 
 
 def is_first() -> bool:
     """Whether this is the process that writes and speaks."""
-    return jax.process_index() == 0
+    return index() == 0
+
+
+def service() -> Any:
+    """JAX's coordination service, which the first process runs: keys with texts, and barriers, for
+    processes to agree without their devices."""
+    return distributed.global_state.client
 
 
 def wait(moment: str) -> None:
@@ -76,12 +97,26 @@ def wait(moment: str) -> None:
 
 def any_says(yes: bool) -> bool:
     """Whether any process says yes: the same answer in all of them."""
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(yes)))) if several() else yes
+    return bool(anywhere(np.asarray(yes)))
+
+
+def anywhere(flags: np.ndarray) -> np.ndarray:
+    """Of each of some flags, whether it is set in any process."""
+    return multihost_utils.process_allgather(flags).any(0) if several() else flags
 
 
 def of_the_first(tree: Any) -> Any:
     """The arrays that the first process has, in all of them."""
     return multihost_utils.broadcast_one_to_all(tree) if several() else tree
+
+
+def text_of_the_first(name: str, text: str) -> str:
+    """The text that the first process gives under this name, which is used once, in all of them."""
+    if not several():
+        return text
+    if is_first():
+        service().key_value_set(name, text)
+    return str(service().blocking_key_value_get(name, _LONG_MS))
 
 
 def on_host(array: Any) -> np.ndarray:

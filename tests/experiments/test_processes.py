@@ -4,6 +4,7 @@ nothing but time."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import tiny_runs
 
 from experiments import processes
+from experiments.command_line import MISTAKE
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 
@@ -49,7 +51,9 @@ def kill_when_saved(folder: Path, cache: Path, step: int, victim: int) -> list[s
         for process in both:
             process.kill()
     assert both[victim].returncode == -signal.SIGKILL
-    assert both[1 - victim].returncode != 0
+    # With the first one goes JAX's service, and then JAX may be the first to end the other.
+    ends = [MISTAKE] if victim else [MISTAKE, -signal.SIGABRT]
+    assert both[1 - victim].returncode in ends, said
     return said
 
 
@@ -59,7 +63,8 @@ def test_either_process_is_killed_and_the_run_goes_on(
     victim: int, tmp_path: Path, compilation_cache: Path
 ) -> None:
     folder = tmp_path / "two"
-    kill_when_saved(folder, compilation_cache, 5, victim)
+    said = kill_when_saved(folder, compilation_cache, 5, victim)
+    assert re.search("has lost another one|another task died", said[1 - victim]), said
     assert not (folder / "result.json").exists()
     both = start_both(folder, compilation_cache)
     said = [process.communicate() for process in both]
