@@ -16,14 +16,24 @@ from lowrank_jax.tree import path_string
 
 def not_finite(state: TrainState | Any) -> list[str]:
     """Paths of the leaves that hold NaN or infinity: of a whole state, parameters first, or of any
-    other tree."""
+    other tree. Each process looks at what it holds, and only the answers are gathered."""
     whole = isinstance(state, TrainState)
-    return [
-        path_string(path)
+    leaves = [
+        (path_string(path), leaf)
         for part in ([state.params, state.model_state, state.opt_state] if whole else [state])
         for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-        if not np.isfinite(processes.on_host(leaf)).all()
     ]
+    spoiled = processes.anywhere(np.array([not _finite_here(leaf) for _, leaf in leaves]))
+    return [path for (path, _), bad in zip(leaves, spoiled, strict=True) if bad]
+
+
+def _finite_here(leaf: Any) -> bool:
+    """Whether the parts of an array that this process holds are finite; of a part that lies on
+    several devices one copy counts."""
+    if not isinstance(leaf, jax.Array):
+        return bool(np.isfinite(leaf).all())
+    parts = [part.data for part in leaf.addressable_shards if part.replica_id == 0]
+    return all(bool(np.isfinite(np.asarray(part)).all()) for part in parts)
 
 
 def diverged(
