@@ -71,7 +71,8 @@ class Shell:
         "--config.validation=0.9",
         "--workdir=runs/quickstart-seed1",  # Where it goes when it is not shortened.
         "--config.model.depth=8",
-        "--config.eval_batch_size=250",
+        "--config.model.width=0.25",
+        "--config.eval_batch_size=50",
     )
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +92,7 @@ class Shell:
             **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
         }
 
-    def run(self, command: str, *further: str, code: int = 0, stdin: str = "") -> str:
+    def start(self, command: str, *further: str, code: int = 0) -> str:
         """Runs one command, and returns what it printed (on stderr, if it is to fail)."""
         words = shlex.split(command)
         assert words[0] in ("python", ".venv/bin/python"), command
@@ -99,7 +100,6 @@ class Shell:
             [sys.executable, *words[1:], *further],
             cwd=self.folder,
             env=self.environment,
-            input=stdin,
             capture_output=True,
             text=True,
             timeout=600,
@@ -108,24 +108,34 @@ class Shell:
         assert "Traceback" not in done.stderr, done.stderr
         return done.stderr if code else done.stdout
 
-    def run_here(self, command: str, code: int = 0) -> str:
-        """The same in this process, for commands that end soon: most of their time is starting."""
-        words = shlex.split(command)
+    def run(self, command: str, *further: str, code: int = 0, stdin: str = "") -> str:
+        """The same in this process: most of the time of short commands is starting."""
+        words = [*shlex.split(command), *further]
         assert words[:2] == ["python", "-m"], command
-        out, err = io.StringIO(), io.StringIO()
+        out, err, given = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(3))
+        given.write(stdin)
+        given.seek(0)
         with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as captured:
             captured.enter_context(contextlib.redirect_stdout(out))
             captured.enter_context(contextlib.redirect_stderr(err))
             patch.chdir(self.folder)
             patch.setattr(sys, "argv", words[2:])
+            patch.setattr(sys, "stdin", given)
+            patch.setattr("experiments.inference_cost._SECONDS", 0.1)
             for name, value in self.environment.items():
                 patch.setenv(name, value)
             with warnings.catch_warnings(), pytest.raises(SystemExit) as done:
                 # The module was imported by other tests, and is now run once more.
                 warnings.simplefilter("ignore", RuntimeWarning)
                 runpy.run_module(words[2], run_name="__main__", alter_sys=True)
-        assert (done.value.code or 0) == code, f"{command}\n{out.getvalue()}\n{err.getvalue()}"
-        return err.getvalue() if code else out.getvalue()
+        said, complained = (_written_to(stream) for stream in (out, err))
+        assert (done.value.code or 0) == code, f"{command}\n{said}\n{complained}"
+        return complained if code else said
+
+
+def _written_to(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,7 +151,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             case ["-m", "pytest"]:
                 assert command in SET_UP  # This is what is running; with installing, in .ci/run.
             case ["-m", "experiments.main", "--config=configs/quickstart.py"]:
-                printed = shell.run(command.rpartition("&& ")[2], *Shell.SHORTENED)
+                printed = shell.start(command.rpartition("&& ")[2], *Shell.SHORTENED)
                 assert "final test accuracy" in printed and "fashion_small" in printed
                 check_run_folder(tmp_path / "runs" / "quickstart-seed1")
             case ["-m", "experiments.main", config] if "start=runs/quickstart-seed1" in config:
@@ -173,7 +183,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 argument = config.partition(":")[2]
                 assert cuttlefish.get_config(argument).method == "cuttlefish"
             case ["-m", "experiments.main", config] if "files:" in config:
-                message = shell.run_here(command, code=2)
+                message = shell.run(command, code=2)
                 assert "no file fits this pattern" in message
             case ["-m", "experiments.translate", folder, "<", _]:
                 printed = shell.run(command.partition(" <")[0], stdin="eins\n\n")
@@ -181,7 +191,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             case ["-m", "experiments.main", config]:
                 # Its data is downloaded, and there is no network.
                 data = re.search(r"data=(\w+)", f"{config},data=cifar10")[1]
-                message = shell.run_here(command, code=2)
+                message = shell.run(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{data}' is not on this")
                 assert "What to do" in message
                 assert not list(tmp_path.glob(f"runs/*{data}*"))
@@ -189,29 +199,29 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 runs = {"norm_replay": 3, "decay_study": 12}[Path(sweep.split(":")[0]).stem]
                 assert len(plan_sweep(Path(sweep.split(":")[0]), tmp_path, "runlocal")) == runs
             case ["-m", "experiments.sweep", _, "--dry-run"]:
-                assert re.search(r"^(\d+) runs: \1 open$", shell.run_here(command), re.MULTILINE)
+                assert re.search(r"^(\d+) runs: \1 open$", shell.run(command), re.MULTILINE)
             case ["-m", "experiments.sweep", _, "--commands"]:
-                printed = shell.run_here(command).splitlines()
+                printed = shell.run(command).splitlines()
                 assert len(printed) == len(set(printed)) == 44
                 assert all("-m experiments.main --config=" in line for line in printed)
             case ["-m", "experiments.sweep", _]:
                 assert f"{command} --dry-run" in COMMANDS  # It takes hours.
             case ["-m", "experiments.describe", config, "--json"]:
                 assert config.endswith("cifar_resnet.py:variant=deep,rank_scale=1")
-                assert json.loads(shell.run_here(command))["parameters"] == 1431834  # As published.
+                assert json.loads(shell.run(command))["parameters"] == 1431834  # As published.
             case ["-m", "experiments.describe", _]:
-                assert re.search(r"\d+ factorized kernels; parameters", shell.run_here(command))
+                assert re.search(r"\d+ factorized kernels; parameters", shell.run(command))
             case ["-m", "experiments.plan", _, mesh]:
                 # What it prints takes long to compile; its own tests look at that.
-                message = shell.run(command, "--config.batch_size=100", code=2)
+                message = shell.start(command, "--config.batch_size=100", code=2)
                 assert mesh == "--mesh=data:2,fsdp:4"
                 assert "a batch of 100 examples cannot be split over 8 devices" in message
             case ["-m", "experiments.data", "status"]:
                 assert re.search(
-                    r"^fashion_small +embedded$", shell.run_here(command), re.MULTILINE
+                    r"^fashion_small +embedded$", shell.run(command), re.MULTILINE
                 )
             case ["-m", "experiments.data", "fetch", name]:
-                message = shell.run_here(command, code=2)
+                message = shell.run(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{name}'")
             case ["-m", "experiments.evaluate", folder]:
                 assert "they agree" in shell.run(command)
