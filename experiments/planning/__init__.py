@@ -4,6 +4,8 @@
     planned_run.py      the run, with shapes in the place of data and parameters
     shards.py           how the leaves of the training state are split, and which could be
     collectives.py      what devices send each other, read from a compiled program
+    copies.py           what libraries on CPUs copy, read from it as well
+    program_text.py     the text of a compiled program
     replica_groups.py   which devices exchange something, as compilers write it
     as_text.py          how it is told
     stand_ins.py        devices that are not there

@@ -101,17 +101,21 @@ def _device_bytes(found: Needs) -> dict[str, int | None]:
         "step": memory.step.total,
         "evaluation": memory.evaluation.total,
         "batch": memory.batch,
+        "copies": memory.step.copies,
         "peak": memory.peak,
     }
 
 
 def _memory(found: Needs) -> list[str]:
+    memory = found.memory
+    made = memory.step.copies
+    copied = f", {size(made)} copies that libraries make" if made else ""
     said = {
         "parameters": "",
         "optimizer_state": "",
         "model_state": "",
         "data": "on every device",
-        "step": f"while it runs; {size(found.memory.batch)} of it the batch",
+        "step": f"while it runs; {size(memory.batch)} of it the batch{copied}",
         "evaluation": "while it runs",
         "peak": "the larger of the two with all else",
     }

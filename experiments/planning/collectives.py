@@ -20,12 +20,12 @@ for it, which ring algorithms reach (Patarasuk and Yuan, J. Parallel Distrib. Co
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from experiments.planning import replica_groups
+from experiments.planning import program_text, replica_groups
+from experiments.planning.program_text import NAME, Instruction, bytes_of
 from experiments.planning.replica_groups import Groups
 
 
@@ -44,16 +44,11 @@ _KINDS = {
     "collective-broadcast": _Cost(lambda b, n: b, lambda b, n: b),
 }
 
-_COMPUTATION = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*\(.*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+)\s+=\s+(.*)$")
-_NAME = re.compile(r"%([\w.\-]+)")
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BITS = re.compile(r"^(?:pred|token|[a-z]+?(\d+))")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +81,6 @@ class Collective:
         return self.count * _KINDS[self.kind].sent(self.operand_bytes, len(self.groups[0]))
 
 
-class _Instruction(NamedTuple):
-    type: str
-    opcode: str
-    operands: str
-    attributes: str
-
-
 def collectives(program: str, devices: int) -> list[Collective]:
     """The collective operations of a program, in the order in which they stand.
 
@@ -103,50 +91,15 @@ def collectives(program: str, devices: int) -> list[Collective]:
     Raises:
       ValueError: the text is no program, or groups of devices are written in an unknown way.
     """
-    computations, entry = _computations(program)
+    computations, entry = program_text.computations(program)
     if entry is None:
         raise ValueError("no ENTRY in the text of a compiled program")
     # Where devices are alone in their group nothing is sent.
     return [one for one in _inside(entry, computations, devices) if len(one.groups[0]) > 1]
 
 
-def _computations(program: str) -> tuple[dict[str, dict[str, _Instruction]], str | None]:
-    """The instructions of each computation by their names, and the name of the first one to run."""
-    found: dict[str, dict[str, _Instruction]] = {}
-    entry = None
-    current: dict[str, _Instruction] | None = None
-    for line in program.splitlines():
-        if begins := _COMPUTATION.match(line):
-            current = found[begins[2]] = {}
-            entry = begins[2] if begins[1] else entry
-        elif line.startswith("}"):
-            current = None
-        elif current is not None and (instruction := _INSTRUCTION.match(line)):
-            current[instruction[1]] = _parsed(instruction[2])
-    return found, entry
-
-
-def _parsed(text: str) -> _Instruction:
-    """An instruction, `TYPE opcode(operands), attributes`."""
-    end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
-    opcode, _, _ = text[end:].partition("(")
-    begin = end + len(opcode)
-    close = begin + _closing(text[begin:])
-    return _Instruction(text[:end], opcode.strip(), text[begin + 1 : close], text[close + 1 :])
-
-
-def _closing(text: str) -> int:
-    """Where the bracket that a text begins with is closed."""
-    depth = 0
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            return place
-    raise ValueError(f"unbalanced brackets in {text[:80]!r}")
-
-
 def _inside(
-    name: str, computations: Mapping[str, Mapping[str, _Instruction]], devices: int
+    name: str, computations: Mapping[str, Mapping[str, Instruction]], devices: int
 ) -> Iterator[Collective]:
     """The collectives of a computation and of all that it calls."""
     instructions = computations[name]
@@ -159,7 +112,7 @@ def _inside(
             continue
         called = [inner for inner in _CALLED.findall(one.attributes) if inner in computations]
         branches = [
-            inner for text in _BRANCHES.findall(one.attributes) for inner in _NAME.findall(text)
+            inner for text in _BRANCHES.findall(one.attributes) for inner in NAME.findall(text)
         ]
         if one.opcode == "conditional":
             branches, called = [*branches, *called], []
@@ -180,30 +133,10 @@ def _inside(
 
 
 def _collective(
-    kind: str, one: _Instruction, instructions: Mapping[str, _Instruction], devices: int
+    kind: str, one: Instruction, instructions: Mapping[str, Instruction], devices: int
 ) -> Collective:
-    size = sum(_bytes(instructions[name].type) for name in _NAME.findall(one.operands))
+    size = sum(bytes_of(instructions[name].type) for name in NAME.findall(one.operands))
     _, _, groups = one.attributes.partition(
         "source_target_pairs=" if kind == "collective-permute" else "replica_groups="
     )
     return Collective(kind, size, replica_groups.parse(groups, devices))
-
-
-def _bytes(type_: str) -> int:
-    """Bytes of an array, or of all arrays of a tuple.
-
-    >>> _bytes("(f32[2,3]{1,0}, bf16[4]{0}, pred[])")
-    33
-    """
-    return sum(
-        math.ceil(math.prod(int(n) for n in dimensions.split(",") if n) * _bits(element) / 8)
-        for element, dimensions in _ARRAY.findall(type_)
-    )
-
-
-def _bits(element: str) -> int:
-    """Bits of one element: `f8e4m3fn` has 8, `bf16` 16, and `pred` takes a byte."""
-    if element == "token":
-        return 0
-    found = _BITS.match(element)
-    return int(found[1]) if found and found[1] else 8

@@ -86,7 +86,7 @@ def compare(run: PlannedRun) -> Comparison:
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(given)
     )
-    planned = mesh.size * (on_device + temporary(program).total)
+    planned = mesh.size * (on_device + temporary(program, platform).total)
     return Comparison(planned=planned, measured=measured, first_round=first - measured)
 
 

@@ -23,6 +23,7 @@ from experiments import config_keys, tasks
 from experiments import mesh as meshes
 from experiments.dispatch import dispatch_function
 from experiments.multiply_adds import multiply_adds
+from experiments.planning import copies
 from experiments.planning.collectives import collectives
 from experiments.planning.planned_run import PlannedRun, planned_run
 from experiments.planning.replica_groups import axes_of
@@ -38,15 +39,17 @@ class Temporary:
     Attributes:
       inside: for what it computes on the way; gradients and activations are there.
       results: beside arguments that it overwrites.
+      copies: that libraries on CPUs make of operands, see `copies.py`; nothing is said of others.
     """
 
     inside: int
     results: int
+    copies: int
 
     @property
     def total(self) -> int:
-        """Both."""
-        return self.inside + self.results
+        """All three."""
+        return self.inside + self.results + self.copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +163,14 @@ def needs_of(run: PlannedRun) -> Needs:
         *shards("optimizer_state", (state.step, state.opt_state)),
         *shards("model_state", state.model_state),
     ]
+    platform = plan.mesh.devices.flat[0].platform
     step = run.programs.compile(run.cut)
     known = tasks.find(plan.config).sizes_known
     memory = Memory(
         **{part: device_bytes(leaves, part) for part in PARTS},
         data=_bytes_of_a_device((run.arrays, run.order)) if known else None,
-        step=temporary(step),
-        evaluation=temporary(run.programs.compile_evaluation("test")),
+        step=temporary(step, platform),
+        evaluation=temporary(run.programs.compile_evaluation("test"), platform),
         batch=_batch_bytes(run),
     )
     # A loop over steps is counted once by the compiler, steps that are written out each.
@@ -174,7 +178,7 @@ def needs_of(run: PlannedRun) -> Needs:
     return Needs(
         name=plan.config.name,
         mesh=mesh,
-        platform=plan.mesh.devices.flat[0].platform,
+        platform=platform,
         batch_size=run.cut.batch.size,
         steps=run.cut.steps,
         memory=memory,
@@ -187,11 +191,12 @@ def needs_of(run: PlannedRun) -> Needs:
     )
 
 
-def temporary(program: Any) -> Temporary:
-    """What a compiled program takes beside its arguments."""
+def temporary(program: Any, platform: str) -> Temporary:
+    """What a program that is compiled for a platform takes beside its arguments."""
     found = program.memory_analysis()
     results = found.output_size_in_bytes - found.alias_size_in_bytes
-    return Temporary(found.temp_size_in_bytes, results)
+    copied = copies.largest(program.as_text()) if platform == "cpu" else 0
+    return Temporary(found.temp_size_in_bytes, results, copied)
 
 
 def _bytes(tree: Any) -> int:

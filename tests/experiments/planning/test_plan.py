@@ -83,6 +83,8 @@ def test_text_and_json_tell_the_same(
         line = next(line for line in text.splitlines() if line.startswith(name))
         assert size(memory[name]) in line
     assert "communication: none" in text
+    copies = memory["copies"]
+    assert (f", {size(copies)} copies that libraries make" in text) == (copies > 0)
 
 
 @pytest.mark.usefixtures("tiny", "nothing_compiles")
