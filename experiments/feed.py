@@ -33,6 +33,7 @@ from experiments.windows import (
     dispatch_places,
     dispatch_shapes,
     held_out_places,
+    held_out_size,
     local_rows,
     placed,
     window_places,
@@ -99,7 +100,7 @@ class Resident:
 
     def _arrays(self, split: str) -> Any:
         if split not in self._placed:
-            self._placed[split] = jax.device_put(self._splits[split], self._place)
+            self._placed[split] = meshes.put(self._splits[split], self._place)
         return self._placed[split]
 
     def close(self) -> None:
@@ -159,7 +160,8 @@ class Streamed:
         return self._timed(window(cut, local) for cut, local in zip(cuts, rows, strict=True))
 
     def held_out(self, split: str) -> Iterator[HeldOut]:
-        stream, size = self._splits[split], min(self._eval_batch_size, len(self._splits[split]))
+        stream = self._splits[split]
+        size = held_out_size(stream, self._mesh, self._eval_batch_size)
         numbers, counted = padded_evaluation_indices(len(stream), size)
         places = held_out_places(self._mesh, size)
         rows = local_rows(places.images, size)

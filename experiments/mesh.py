@@ -51,7 +51,7 @@ def make(text: str) -> Mesh:
     """The mesh of a config, see `parse`; one of the sizes may be -1: all that is left.
 
     Raises:
-      RunError: the sizes do not fit the number of devices.
+      RunError: the sizes do not fit the number of devices, or leave out a process.
     """
     sizes, devices = parse(text), jax.devices()
     shape = list(sizes.values())
@@ -64,7 +64,21 @@ def make(text: str) -> Mesh:
         )
     shape = [len(devices) // known if size == -1 else size for size in shape]
     used = math.prod(shape)
+    idle = {device.process_index for device in devices} - {
+        device.process_index for device in devices[:used]
+    }
+    if idle:
+        raise RunError(
+            f"mesh={text!r} leaves out process {min(idle)}: it takes the first {used} of "
+            f"{len(devices)} devices, and each process must have one of them"
+        )
     return Mesh(np.asarray(devices[:used]).reshape(shape), AXES)
+
+
+def text(mesh: Mesh) -> str:
+    """The sizes of a mesh as `parse` reads them, without axes of size 1 but for the first."""
+    parts = [f"{axis}:{size}" for axis, size in mesh.shape.items() if axis == AXES[0] or size > 1]
+    return ",".join(parts)
 
 
 def on_this_machine(config: ConfigDict) -> ConfigDict:
@@ -79,6 +93,21 @@ def on_this_machine(config: ConfigDict) -> ConfigDict:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays of which every process has the same ones, on the devices of all.
+
+    `jax.device_put` would have the processes compare them, every time.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(
+            np.shape(leaf), sharding, np.asarray(leaf).__getitem__
+        ),
+        tree,
+    )
 
 
 def batch_parts(mesh: Mesh) -> int:
@@ -106,7 +135,8 @@ def require_split(mesh: Mesh, sizes: Sequence[int]) -> str | None:
     if 2 * len(whole) > len(sizes):
         raise RunError(
             f"a batch of {max(whole)} examples cannot be split over {parts} devices: choose a "
-            f"batch_size whose parts are multiples of {parts}, or another mesh"
+            f"batch_size that makes batches, or the parts they are taken in, multiples of {parts}, "
+            "or another mesh"
         )
     if not whole:
         return None

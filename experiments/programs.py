@@ -6,6 +6,7 @@ new programs from there on.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,12 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from experiments import mesh as meshes
+from experiments import state as states
 from experiments import tally as tallies
 from experiments.dispatch import Dispatch, dispatch_function
 from experiments.feed import Feed
 from experiments.state import Plan, TrainState, Variables
 from experiments.tally import Tally
+from experiments.tasks.held_out import Place
 from experiments.tasks.task import Batch, Task
+from lowrank_jax.sharding import gathered_over
 
 
 class Inputs(NamedTuple):
@@ -50,7 +54,7 @@ class Programs:
         self._task, self._plan, self._feed, self._tally = task, plan, feed, tally
         self._everywhere = meshes.replicated(plan.mesh)
         self._steps: dict[tuple[int, Batch], Any] = {}
-        self._evaluate = jax.jit(plan.in_layout(task.evaluate))
+        self._evaluate = self._evaluation()
 
     def compile(self, cut: Dispatch) -> Any:
         """The program of a dispatch."""
@@ -86,6 +90,24 @@ class Programs:
         epoch, example = self.scalar(inputs.epoch), self.scalar(cut.example)
         return self.compile(cut)(state, inputs.arrays, inputs.order, epoch, example)
 
+    def _evaluation(self) -> Any:
+        mesh = self._plan.mesh
+
+        def put(batch: Any) -> Any:
+            """As batches of training are."""
+            places = jax.tree.map(lambda leaf: meshes.batch_sharding(mesh, len(leaf)), batch)
+            return jax.lax.with_sharding_constraint(batch, places)
+
+        place = Place(meshes.batch_parts(mesh), put)
+        evaluate = self._plan.in_layout(functools.partial(self._task.evaluate, place=place))
+        whole = gathered_over("fsdp", states.shardings(self._plan).params)
+
+        @functools.partial(jax.jit, out_shardings=self._everywhere)
+        def run(params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+            return evaluate(jax.lax.with_sharding_constraint(params, whole), model_state, split)
+
+        return run
+
     def compile_evaluation(self, split: str) -> Any:
         """The program that measures a network on a split, or on the first part of it; it is not
         kept."""
@@ -103,7 +125,7 @@ class Programs:
         )
 
     def _put(self, array: Any) -> jax.Array:
-        return jax.device_put(array, self._everywhere)
+        return meshes.put(array, self._everywhere)
 
     def scalar(self, value: int) -> jax.Array:
         """A number as the programs take it, on the devices."""

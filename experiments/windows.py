@@ -84,6 +84,13 @@ def window_places(mesh: Mesh, size: int) -> Window:
     return Window(of_window, of_window, meshes.replicated(mesh))
 
 
+def held_out_size(stream: ImageStream, mesh: Mesh, eval_batch_size: int) -> int:
+    """The size of the batches in which a stream is measured: `eval_batch_size` or all there is,
+    and where it takes it a few more, so that every device gets as many."""
+    size = min(eval_batch_size, len(stream))
+    return size + -size % meshes.batch_parts(mesh)
+
+
 def held_out_places(mesh: Mesh, size: int) -> HeldOut:
     """Where batches of `size` examples live."""
     of_batch = meshes.batch_sharding(mesh, size)

@@ -3,7 +3,9 @@
 Padding is computed on like anything else, so examples are sorted into buckets by their length, the
 longer of source and target. Buckets end at 16, 32, 64 and so on, and the last at the longest
 example. Every batch of a bucket has the same shape, hence a program is compiled once per bucket:
-`tokens // length` examples, or all of the bucket if it has fewer, padded to `length`.
+`tokens // length` examples, or all of the bucket if it has fewer, padded to `length`. From eight
+examples on it is a multiple of eight, as Fairseq makes it, so that up to eight devices can share
+it; fewer are left as they are.
 
 An epoch cuts every bucket, in a new order, into full batches, and visits the batches of all
 buckets in a new order. What does not fill a batch is left out, other examples each time. Both
@@ -19,6 +21,7 @@ import numpy as np
 from experiments.data.example_order import epoch_permutation
 
 _SHORTEST = 16
+_MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Buckets:
             np.searchsorted(ends, lengths), return_inverse=True, return_counts=True
         )
         self.buckets = tuple(
-            Bucket(min(count, max(1, tokens // end)), end)
+            Bucket(_shareable(min(count, max(1, tokens // end))), end)
             for count, end in zip(counts.tolist(), ends[kept].tolist(), strict=True)
         )
         self._batches = [
@@ -115,6 +118,15 @@ class Buckets:
             members = examples[self._of_example[examples] == number][: count * bucket.size]
             batches += [(number, rows) for rows in members.reshape(count, bucket.size)]
         return [batches[i] for i in order]
+
+
+def _shareable(size: int) -> int:
+    """The number of examples, rounded down where there is something to round to.
+
+    >>> _shareable(31), _shareable(8), _shareable(7)
+    (24, 8, 7)
+    """
+    return size if size < _MULTIPLE else size - size % _MULTIPLE
 
 
 def _ends(longest: int) -> list[int]:

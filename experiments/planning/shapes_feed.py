@@ -13,7 +13,13 @@ from experiments import mesh as meshes
 from experiments.accumulation import micro_batch_size
 from experiments.data.image_stream import ImageStream
 from experiments.dispatch import Dispatch
-from experiments.windows import HeldOut, dispatch_places, dispatch_shapes, held_out_places
+from experiments.windows import (
+    HeldOut,
+    dispatch_places,
+    dispatch_shapes,
+    held_out_places,
+    held_out_size,
+)
 
 
 class ShapesFeed:
@@ -51,7 +57,7 @@ class ShapesFeed:
         if not isinstance(found, ImageStream):
             yield self._in_places(found, meshes.replicated(self._mesh))
             return
-        size = min(self._task.eval_batch_size, len(found))
+        size = held_out_size(found, self._mesh, self._task.eval_batch_size)
         shapes = HeldOut(
             jax.ShapeDtypeStruct((size, found.image_size, found.image_size, 3), np.uint8),
             jax.ShapeDtypeStruct((size,), np.int32),

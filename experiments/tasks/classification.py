@@ -41,7 +41,13 @@ from experiments.data.pipeline import (
 from experiments.errors import RunError
 from experiments.result import Data
 from experiments.tasks.dense_network import DenseNetwork
-from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
+from experiments.tasks.held_out import (
+    ONE_DEVICE,
+    Place,
+    cross_entropy_sums,
+    over_batches,
+    totals,
+)
 from experiments.tasks.task import Batch, Selection
 from lowrank_jax.linen.normalization import efficient_batch_norm
 
@@ -264,25 +270,35 @@ class Classification:
         sums = {"loss": jnp.sum(losses), "correct": correct, "count": jnp.int32(len(labels))}
         return jnp.mean(losses), (model_state, sums)
 
-    def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Any, model_state: Any, split: Any, place: Place = ONE_DEVICE
+    ) -> dict[str, jax.Array]:
         """Sums over one split, every example counted once.
 
         Args:
           params, model_state: of the model.
           split: images and labels on the device.
+          place: of a batch.
 
         Returns:
           ``loss`` and ``correct`` summed, and ``count``.
         """
 
-        return totals(self._over(params, model_state, split, cross_entropy_sums))
+        return totals(self._over(params, model_state, split, cross_entropy_sums, place))
 
     def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
         """Logits (examples, classes) of a split, in order."""
         logits = self._over(params, model_state, split, lambda logits, *_: logits)
         return logits.reshape(-1, logits.shape[-1])[: len(split[1])]
 
-    def _over(self, params: Any, model_state: Any, split: Any, measure: Callable[..., Any]) -> Any:
+    def _over(
+        self,
+        params: Any,
+        model_state: Any,
+        split: Any,
+        measure: Callable[..., Any],
+        place: Place = ONE_DEVICE,
+    ) -> Any:
         """What `measure` makes of logits, labels and validity, batch by batch."""
         images, labels = split
 
@@ -290,7 +306,7 @@ class Classification:
             pixels, targets = evaluation_batch(images, labels, indices, self.pipeline)
             return measure(self.network.apply(params, model_state, pixels), targets, valid)
 
-        return over_batches(batch, len(labels), self.eval_batch_size)
+        return over_batches(batch, len(labels), self.eval_batch_size, place)
 
     def scores(self, variables: Any, folder: Path, say: Callable[[str], None]) -> None:
         """There are none beside accuracy and loss."""

@@ -1,7 +1,12 @@
-"""Measuring a network on a held-out split: batch by batch, every example counted once."""
+"""Measuring a network on a held-out split: batch by batch, every example counted once.
+
+A batch is split over the devices of a run as one of training is. It is made so large that each gets
+as many examples; what fills it up is not counted.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +17,42 @@ import optax
 from experiments.data.example_order import padded_evaluation_indices
 
 
-def over_batches(measure: Callable[[jax.Array, jax.Array], Any], examples: int, size: int) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where batches of a held-out split are measured.
+
+    Attributes:
+      parts: into which a batch is split.
+      put: from a tree of arrays whose first axis counts examples to the same on the devices.
+    """
+
+    parts: int
+    put: Callable[[Any], Any]
+
+
+ONE_DEVICE = Place(1, lambda batch: batch)
+
+
+def over_batches(
+    measure: Callable[[jax.Array, jax.Array], Any],
+    examples: int,
+    size: int,
+    place: Place = ONE_DEVICE,
+) -> Any:
     """What `measure` makes of each batch of a split, stacked.
 
     Args:
       measure: gets the numbers of the examples of a batch, int32 ``(size,)``, and which of them are
         there, bool ``(size,)``: the last batch may be filled up.
       examples: of the split.
-      size: of a batch.
+      size: of a batch; with several devices it may be a few more.
+      place: of the batches.
     """
+    size += -size % place.parts
     indices, valid = padded_evaluation_indices(examples, size)
-    return jax.lax.map(lambda batch: measure(*batch), (jnp.asarray(indices), jnp.asarray(valid)))
+    return jax.lax.map(
+        lambda batch: measure(*place.put(batch)), (jnp.asarray(indices), jnp.asarray(valid))
+    )
 
 
 def totals(sums: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -29,7 +29,13 @@ from ml_collections import ConfigDict
 from experiments.data.text_data import load_text
 from experiments.result import Data
 from experiments.state import Variables
-from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
+from experiments.tasks.held_out import (
+    ONE_DEVICE,
+    Place,
+    cross_entropy_sums,
+    over_batches,
+    totals,
+)
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_task import TextTask, examples_to_plan_with
 from experiments.tasks.vocabulary_kept import require_text_config, vocabulary_of
@@ -138,14 +144,16 @@ class LanguageModelling(TextTask):
         sums = cross_entropy_sums(logits, batch.targets, batch.counted)
         return sums["loss"] / jnp.maximum(sums["count"], 1), (model_state, sums)
 
-    def evaluate(self, params: Any, model_state: Any, split: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Any, model_state: Any, split: jax.Array, place: Place = ONE_DEVICE
+    ) -> dict[str, jax.Array]:
         """Sums over a held-out split: ``loss``, ``correct`` and ``count``, of tokens."""
 
         def measure(asked: Asked) -> dict[str, jax.Array]:
             logits = self.network.apply(params, model_state, asked.inputs)
             return cross_entropy_sums(logits, asked.targets, asked.counted)
 
-        return totals(self._over(split, measure))
+        return totals(self._over(split, measure, place))
 
     def logits(self, params: Any, model_state: Any, split: jax.Array) -> jax.Array:
         """Logits of the first batch: `(tokens, V)`."""
@@ -176,14 +184,16 @@ class LanguageModelling(TextTask):
         found = np.flatnonzero(asked)
         return float(asked[found] @ -np.log(probabilities[found]) / asked.sum())
 
-    def _over(self, split: jax.Array, measure: Callable[[Asked], Any]) -> Any:
+    def _over(
+        self, split: jax.Array, measure: Callable[[Asked], Any], place: Place = ONE_DEVICE
+    ) -> Any:
         """What `measure` makes of what is asked about a held-out split, batch by batch."""
 
         def batch(indices: jax.Array, valid: jax.Array) -> Any:
             asked = self._held_out(split, indices)
             return measure(asked._replace(counted=asked.counted & valid[:, None]))
 
-        return over_batches(batch, len(split), self.eval_batch_size)
+        return over_batches(batch, len(split), self.eval_batch_size, place)
 
     def _held_out(self, split: jax.Array, indices: jax.Array) -> Asked:
         """What is asked about blocks of a held-out split: the same in each epoch and run."""

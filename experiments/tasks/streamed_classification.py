@@ -24,7 +24,7 @@ from experiments.data.pipeline import ImagePipeline, normalise
 from experiments.errors import RunError
 from experiments.result import Data
 from experiments.tasks.classification import Classification, network, require_equal_parts
-from experiments.tasks.held_out import cross_entropy_sums
+from experiments.tasks.held_out import ONE_DEVICE, Place, cross_entropy_sums
 from experiments.tasks.task import Batch, Selection
 from experiments.windows import HeldOut, Window
 
@@ -129,9 +129,12 @@ class StreamedClassification(Classification):
         images, labels = window.batch(indices[0])
         return normalise(images, self.pipeline), labels
 
-    def evaluate(self, params: Any, model_state: Any, split: HeldOut) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Any, model_state: Any, split: HeldOut, place: Place = ONE_DEVICE
+    ) -> dict[str, jax.Array]:
         """Sums over one batch of a split, every example counted once: ``loss``, ``correct`` and
         ``count``."""
+        split = place.put(split)
         logits = self.logits(params, model_state, split)
         return cross_entropy_sums(logits, split.labels, split.counted)
 

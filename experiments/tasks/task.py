@@ -7,7 +7,7 @@
     order(epoch)           the examples of an epoch, in order
     batch(arrays, indices, epoch, shape)      what the loss of a batch is computed from
     loss(params, model_state, batch, noise)   the mean that is minimized, and sums to report
-    evaluate(params, model_state, split)      the same sums over a split
+    evaluate(params, model_state, split, place)  the same sums over a split
     logits(params, model_state, split)        to compare two forms of a network by
     scores(variables, folder, say)            what is measured once, at the end
 
@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol
 import jax
 
 from experiments.result import Data
+from experiments.tasks.held_out import ONE_DEVICE, Place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +123,12 @@ class Task(Protocol):
         """The mean loss of a batch; beside it the new model state, and sums over what was counted:
         ``loss``, ``correct`` and ``count``. `noise` is the key of what is random in the network."""
 
-    def evaluate(self, params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Any, model_state: Any, split: Any, place: Place = ONE_DEVICE
+    ) -> dict[str, jax.Array]:
         """The same sums over a split, or the part of it that the feed gives, in evaluation mode;
-        other scalars beside them are sums, too, and are reported as means under their names."""
+        other scalars beside them are sums, too, and are reported as means under their names. Its
+        batches are split over devices as `place` says."""
 
     def logits(self, params: Any, model_state: Any, split: Any) -> jax.Array:
         """Logits in evaluation mode of a split, or of enough of it to compare networks by."""

@@ -26,7 +26,13 @@ from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
 from experiments.tasks import vocabulary_kept
-from experiments.tasks.held_out import cross_entropy_sums, over_batches, totals
+from experiments.tasks.held_out import (
+    ONE_DEVICE,
+    Place,
+    cross_entropy_sums,
+    over_batches,
+    totals,
+)
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_network import Rows, TextNetwork
 from experiments.tasks.text_task import TextTask, examples_to_plan_with
@@ -145,14 +151,16 @@ class TextClassification(TextTask):
         sums = cross_entropy_sums(logits, batch.labels, jnp.ones_like(batch.labels, bool))
         return sums["loss"] / sums["count"], (model_state, sums)
 
-    def evaluate(self, params: Any, model_state: Any, split: Labelled) -> dict[str, jax.Array]:
+    def evaluate(
+        self, params: Any, model_state: Any, split: Labelled, place: Place = ONE_DEVICE
+    ) -> dict[str, jax.Array]:
         """Sums over a split, every paragraph counted once: ``loss``, ``correct``, ``count``."""
 
         def batch(indices: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
             logits = self.network.apply(params, model_state, Rows(split.tokens[indices]))
             return cross_entropy_sums(logits, split.labels[indices], valid)
 
-        return totals(over_batches(batch, len(split.labels), self.eval_batch_size))
+        return totals(over_batches(batch, len(split.labels), self.eval_batch_size, place))
 
     def logits(self, params: Any, model_state: Any, split: Labelled) -> jax.Array:
         """Logits (examples, classes) of a split, in order."""

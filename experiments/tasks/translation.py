@@ -35,6 +35,7 @@ from experiments.result import Data
 from experiments.special_tokens import BOS, EOS, PAD
 from experiments.state import Variables
 from experiments.tasks import vocabulary_kept
+from experiments.tasks.held_out import ONE_DEVICE, Place
 from experiments.tasks.task import Batch, Selection
 from experiments.tasks.text_network import TextNetwork
 from experiments.tasks.vocabulary_kept import (
@@ -220,11 +221,16 @@ class Translation(KeepsVocabulary):
         return sums["loss"] / sums["count"], (model_state, sums)
 
     def evaluate(
-        self, params: Any, model_state: Any, split: Sequence[Rows]
+        self,
+        params: Any,
+        model_state: Any,
+        split: Sequence[Rows],
+        place: Place = ONE_DEVICE,
     ) -> dict[str, jax.Array]:
         """Sums over a held-out split: ``loss``, ``nll``, ``correct`` and ``count``, of tokens."""
 
         def measure(rows: Rows) -> dict[str, jax.Array]:
+            rows = place.put(rows)
             inputs = Rows(rows.source, _given(rows.target))
             return self._sums(self.network.apply(params, model_state, inputs), rows.target)
 

@@ -1,4 +1,5 @@
-"""Three steps of tasks on one device and on eight; prints by how much parameters differ.
+"""Three steps of tasks on one device and on eight, and an evaluation of what comes out; prints by
+how much parameters and measures differ.
 
     python mesh_checks.py FOLDER TASK-PRECISION...
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,12 @@ import tiny_main
 import tiny_runs
 from ml_collections import ConfigDict
 
-from experiments import arguments, models, tasks
+from experiments import arguments, models, tally, tasks
+from experiments import feed as feeds
 from experiments import mesh as meshes
 from experiments import state as states
 from experiments.dispatch import dispatch_function, dispatches
+from experiments.programs import Programs
 
 MESH = "data:2,fsdp:2,tensor:2"
 
@@ -45,8 +48,24 @@ def configs(folder: Path) -> dict[str, ConfigDict]:
     }
 
 
-def after_three_steps(task: Any, config: ConfigDict, mesh: str, dtype: Any) -> tuple[Any, bool]:
-    """The parameters as arrays of the host, and whether any was split over devices."""
+class Outcome(NamedTuple):
+    """After three steps.
+
+    Attributes:
+      params: as arrays of the host.
+      split: whether any was split over devices.
+      means: of the evaluation.
+      flops: of the evaluation on each device, as the compiler counts them.
+    """
+
+    params: Any
+    split: bool
+    means: dict[str, float]
+    flops: float
+
+
+def after_three_steps(task: Any, config: ConfigDict, mesh: str, dtype: Any) -> Outcome:
+    """Trains and evaluates."""
     config = config.copy_and_resolve_references()
     config.mesh = mesh
     plan = states.plan(config, task.network, len(task.batches(0)))
@@ -64,17 +83,28 @@ def after_three_steps(task: Any, config: ConfigDict, mesh: str, dtype: Any) -> t
         example = jax.device_put(jnp.int32(cut.example), everywhere)
         state, _ = step(state, arrays, order, zero, example)
     split = any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-    return jax.device_get(state.params), split
+    programs = Programs(task, plan, feeds.of(task, plan.mesh), tally.new(1))
+    flops = programs.compile_evaluation("test").cost_analysis()["flops"]
+    return Outcome(jax.device_get(state.params), split, programs.means("test", state), flops)
 
 
 def difference(task: Any, config: ConfigDict, dtype: Any) -> dict[str, Any]:
-    """Of the parameters on one device and on eight: the largest, of entries of unit size."""
-    one, split_one = after_three_steps(task, config, "data:1", dtype)
-    many, split = after_three_steps(task, config, MESH, dtype)
-    pairs = list(zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True))
+    """Of parameters and of measures on one device and on eight: the largest, of entries of unit
+    size."""
+    one, many = (after_three_steps(task, config, mesh, dtype) for mesh in ("data:1", MESH))
+    pairs = list(zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True))
     assert all(a.dtype == b.dtype == dtype for a, b in pairs)
-    apart = [float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a)))) for a, b in pairs]
-    return {"largest": max(apart), "split": [split_one, split]}
+    return {
+        "largest": max(apart(a, b) for a, b in pairs),
+        "evaluation": max(apart(one.means[name], many.means[name]) for name in one.means),
+        "evaluation_share": many.flops / one.flops,
+        "split": [one.split, many.split],
+    }
+
+
+def apart(a: Any, b: Any) -> float:
+    """The largest difference, of entries of unit size."""
+    return float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a))))
 
 
 def main(folder: Path, cases: list[str]) -> None:

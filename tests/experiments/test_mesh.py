@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -23,8 +24,10 @@ from experiments.models import partitions
 
 @pytest.fixture
 def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight devices to count; `Mesh` takes any objects for devices as long as it is only asked."""
-    monkeypatch.setattr(jax, "devices", lambda: list(range(8)))
+    """Eight devices of two processes to count; `Mesh` takes any objects for devices as long as it
+    is only asked."""
+    devices = [SimpleNamespace(process_index=number // 4) for number in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(meshes, "Mesh", lambda devices, axes: dict(zip(axes, devices.shape)))  # noqa: B905
 
 
@@ -36,7 +39,6 @@ def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data:2,fsdp:2,tensor:2", (2, 2, 2)),
         (" tensor:2, fsdp:2 ,data:-1", (2, 2, 2)),
         ("fsdp:-1", (1, 8, 1)),
-        ("data:2", (2, 1, 1)),
     ],
 )
 @pytest.mark.usefixtures("eight_devices")
@@ -61,6 +63,12 @@ def test_sizes(asked: str, shape: tuple[int, int, int]) -> None:
 def test_sizes_that_do_not_fit(asked: str) -> None:
     with pytest.raises(RunError, match=r"mesh='.*' does not fit 8 device"):
         meshes.make(asked)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_every_process_has_a_part() -> None:
+    with pytest.raises(RunError, match=r"mesh='data:4' leaves out process 1: .* first 4 of 8"):
+        meshes.make("data:4")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +176,10 @@ def test_three_steps_are_the_same_on_one_and_on_eight_devices(
     assert set(TASKS) == set(tasks.TASKS)
     found = differences(tmp_path, cases)
     assert [found[case]["split"] for case in cases] == [[False, True]] * len(cases)
-    apart = {case: found[case]["largest"] for case in cases}
     bounds = {case: BOUNDS[case.split("-")[1]] for case in cases}
-    assert not {case: apart[case] for case in cases if not apart[case] <= bounds[case]}
+    for what in ("largest", "evaluation"):
+        apart = {case: found[case][what] for case in cases}
+        assert not {case: apart[case] for case in cases if not apart[case] <= bounds[case]}, what
+    # Of four parts of a batch each device measures one; short batches are measured whole.
+    shares = {case: found[case]["evaluation_share"] for case in cases}
+    assert not {case: share for case, share in shares.items() if not share < 0.6}

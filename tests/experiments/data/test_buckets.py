@@ -32,6 +32,7 @@ def cut(buckets, seed, epoch):
         ([64, 33] * 4 + [3] * 99, 256, [Bucket(16, 16), Bucket(4, 64)]),  # none of 17 to 32
         ([200] * 3 + [100] * 5, 300, [Bucket(2, 128), Bucket(1, 200)]),
         ([50], 10, [Bucket(1, 50)]),  # longer than the budget
+        ([16] * 99 + [32] * 15, 500, [Bucket(24, 16), Bucket(8, 32)]),  # multiples of eight
     ],
 )
 def test_shapes(lengths, tokens, expected):
