@@ -217,9 +217,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 assert mesh == "--mesh=data:2,fsdp:4"
                 assert "a batch of 100 examples cannot be split over 8 devices" in message
             case ["-m", "experiments.data", "status"]:
-                assert re.search(
-                    r"^fashion_small +embedded$", shell.run(command), re.MULTILINE
-                )
+                assert re.search(r"^fashion_small +embedded$", shell.run(command), re.MULTILINE)
             case ["-m", "experiments.data", "fetch", name]:
                 message = shell.run(command, code=2)
                 assert message.startswith(f"DataUnavailable: dataset '{name}'")
