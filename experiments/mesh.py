@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -72,7 +73,11 @@ def make(text: str) -> Mesh:
             f"mesh={text!r} leaves out process {min(idle)}: it takes the first {used} of "
             f"{len(devices)} devices, and each process must have one of them"
         )
-    return Mesh(np.asarray(devices[:used]).reshape(shape), AXES)
+    if used < len(devices):
+        return Mesh(np.asarray(devices[:used]).reshape(shape), AXES)
+    # Devices that send each other much are neighbours: on TPUs their numbers do not tell.
+    ordered = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(ordered, AXES)
 
 
 def text(mesh: Mesh) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,9 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     for path in contents:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    # Process numbers alone are not unique where several hosts share a disk.
+    mark = f"{os.getpid()}.{secrets.token_hex(4)}"
+    temporary = {path: path.with_name(f".{path.name}.{mark}.tmp") for path in contents}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,10 @@ from experiments.models import partitions
 def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight devices of two processes to count; `Mesh` takes any objects for devices as long as it
     is only asked."""
-    devices = [SimpleNamespace(process_index=number // 4) for number in range(8)]
+    devices = [
+        SimpleNamespace(process_index=number // 4, platform="cpu", device_kind="cpu")
+        for number in range(8)
+    ]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(meshes, "Mesh", lambda devices, axes: dict(zip(axes, devices.shape)))  # noqa: B905
 
