@@ -1,4 +1,4 @@
-"""Training steps compiled for eight devices; prints what each gathers, in numbers, as JSON.
+"""Training steps compiled for eight devices; prints what each sends around, in numbers, as JSON.
 
 Run in a process of its own, since the number of CPU devices is fixed when JAX starts.
 """
@@ -56,8 +56,13 @@ def apply_dense(kernel, x):
     )
 
 
-def gathers(params, apply, example, mesh):
-    """Sizes of the results of all gathers in the optimized program of a step."""
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+SENT = re.compile(rf" = (.*) ({'|'.join(KINDS)})(?:-start)?\(")
+
+
+def sent(params, apply, example, mesh):
+    """Sizes of the results of all collective operations in the optimized program of a step, by
+    kind."""
     tx = optax.chain(lrj.decay(1e-4), optax.sgd(0.1, momentum=0.9))
     opt_state = jax.eval_shape(tx.init, params)
     placed = partition(params, mesh)
@@ -80,10 +85,10 @@ def gathers(params, apply, example, mesh):
         .lower(params, opt_state, x)
         .compile()
     )
-    found = []
+    found = {kind: [] for kind in KINDS}
     for line in compiled.as_text().splitlines():
-        if match := re.search(r" = (.*) all-gather(?:-start)?\(", line):
-            found += [
+        if match := SENT.search(line):
+            found[match[2]] += [
                 math.prod(map(int, filter(None, shape.split(","))))
                 for shape in re.findall(r"f32\[([\d,]*)\]", match[1])
             ]
@@ -101,8 +106,8 @@ def main():
             found[f"{name}-{fsdp}x{tensor}"] = {
                 "kernel": math.prod(shape),
                 "factor": math.prod(factorized["kernel"].u.shape),
-                "factored": gathers(factorized, apply, example, mesh),
-                "dense": gathers(dense, apply_dense, example, mesh),
+                "factored": sent(factorized, apply, example, mesh),
+                "dense": sent(dense, apply_dense, example, mesh),
             }
     print(json.dumps(found))
 
