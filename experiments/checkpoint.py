@@ -96,13 +96,15 @@ class Checkpoints:
             )
 
     def latest(self) -> int | None:
-        """The step of the newest finished checkpoint.
+        """The step of the newest finished checkpoint; of several processes, that the first sees.
 
         Raises:
           RunError: the last one could not be written.
         """
         self.wait()
-        return self._manager.latest_step()
+        step = self._manager.latest_step()
+        agreed = int(processes.of_the_first(np.int32(-1 if step is None else step)))
+        return None if agreed < 0 else agreed
 
     def save(
         self,

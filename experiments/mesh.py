@@ -80,7 +80,7 @@ def make(text: str) -> Mesh:
     return Mesh(ordered, AXES)
 
 
-def text(mesh: Mesh) -> str:
+def text(mesh: Mesh | AbstractMesh) -> str:
     """The sizes of a mesh as `parse` reads them, without axes of size 1 but for the first."""
     parts = [f"{axis}:{size}" for axis, size in mesh.shape.items() if axis == AXES[0] or size > 1]
     return ",".join(parts)

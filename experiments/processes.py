@@ -61,6 +61,8 @@ def join(text: str) -> None:
             "process_id": numbers[0],
             "num_processes": numbers[1],
         }
+    # It takes SIGTERM for itself, also where nobody asks it: see `experiments.stopping`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS)
     except (RuntimeError, ValueError) as error:

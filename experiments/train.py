@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import (
+    agreement,
     arguments,
     compact,
     compilation_cache,
@@ -43,7 +44,6 @@ from experiments import mesh as meshes
 from experiments import start as starts
 from experiments import state as states
 from experiments.accumulation import micro_batch_size
-from experiments.checkpoint import SELECTED, Checkpoints
 from experiments.dispatch import Dispatch, default_steps, dispatches
 from experiments.divergence import diverged, not_finite
 from experiments.errors import RunError
@@ -51,7 +51,8 @@ from experiments.kernel_diagnostics import KernelDiagnostics, KernelRecord
 from experiments.metrics import MetricsWriter, Progress
 from experiments.programs import Programs
 from experiments.result import FILE_NAME as RESULT
-from experiments.result import commit, versions
+from experiments.result import commit
+from experiments.run_checkpoints import RunCheckpoints
 from experiments.run_length import epochs_left, total_steps_of
 from experiments.state import Plan, TrainState, Variables
 from experiments.stopping import Stopped, StopSignal
@@ -101,9 +102,11 @@ def _train(
     until_done: contextlib.ExitStack,
 ) -> Path:
     started, revision = time.perf_counter(), commit()
+    agreement.require_one_run(config, workdir)
 
     # ---------------------------------------------------------------- the plan
     task = tasks.load(config, workdir)
+    agreement.require_same_data(task.data)
     batches = task.batches(0)
     start = starts.load(config, task.network, task.data)
     begun = None if start is None else start.variables
@@ -122,7 +125,7 @@ def _train(
     # ---------------------------------------------------------------- the run folder
     # What such a run factorizes is known when it has switched; its checkpoints tell.
     folder = run_folder.examine(workdir, config, task.data, None if selecting else plan.table)
-    if folder.finished:
+    if processes.any_says(folder.finished):
         say(f"{workdir} is finished: see {workdir / RESULT}")
         return workdir
     record = norm_record.NormRecord.load(config.replay) if config.replay else None
@@ -135,19 +138,12 @@ def _train(
     processes.wait("the run folder is read")
     outputs = until_done.enter_context(processes.output_folder(workdir))
     run_folder.begin(outputs, config, task.data, plan.table)
+    agreement.require_seen(workdir / run_folder.CONFIG)
     until_done.enter_context(run_folder.held(outputs))
     for name, content in task.files().items():
         files.write_bytes(outputs / name, content)
-    checkpoints = until_done.enter_context(Checkpoints(workdir, config.keep_checkpoints))
+    checkpoints = until_done.enter_context(RunCheckpoints(workdir, config, task))
     latest = checkpoints.latest()
-    selects = task.selects
-    # Those of the epochs since the newest checkpoint, and the one that it tells of.
-    kept = config.checkpoint_every_epochs + 1
-    selected = (
-        until_done.enter_context(Checkpoints(workdir, kept, name=SELECTED))
-        if selects and selects.kept
-        else None
-    )
     loaded, dense = task, plan
     if selecting and latest is not None:
         manifest = checkpoints.manifest(latest)
@@ -174,13 +170,6 @@ def _train(
         say(computed_whole)
 
     # ---------------------------------------------------------------- state, new or restored
-    def read_selected(selected: Checkpoints, step: int) -> Variables:
-        target = Variables(plan.abstract.params, plan.abstract.model_state)
-        found, _ = selected.restore(
-            step, target, config=config, table=plan.table, fingerprint=task.data.identity
-        )
-        return processes.gathered(found)
-
     stop.leave_if_requested()
     if latest is None:
         state = states.create(plan, task.network, begun)
@@ -190,21 +179,7 @@ def _train(
         if spoiled := not_finite(state):
             raise RunError(f"not finite before the first step: {', '.join(spoiled[:3])}")
     else:
-        state, progress = checkpoints.restore(
-            latest,
-            plan.abstract,
-            config=config,
-            table=plan.table,
-            fingerprint=task.data.identity,
-        )
-        progress = tally.new(progress["steps_per_dispatch"]) | progress
-        if record is not None and progress["replayed"] != record.digest:
-            raise RunError(f"{record.run} has recorded other norms since this run began")
-        if selected is not None and progress["best"] and progress["best"]["step"] != latest:
-            read_selected(selected, progress["best"]["step"])  # Now, and not when all is done.
-        say(f"continuing from step {latest}")
-        if progress["versions"] != versions():
-            say("the versions of the software have changed since: the bits may differ")
+        state, progress = checkpoints.restore(latest, plan, record, say)
 
     ranks = switching.ranks_to_select(
         workdir, loaded, dense, progress, say, stop.leave_if_requested
@@ -247,16 +222,14 @@ def _train(
     def elapsed() -> float:
         return spent_before + time.perf_counter() - started
 
-    def save(into: Checkpoints, what: TrainState | Variables) -> None:
+    def save() -> None:
         progress["wall_time_s"] = elapsed()
-        into.save(
-            step,
-            what,
-            config=config,
-            table=plan.table,
-            fingerprint=task.data.identity,
-            progress=progress,
-        )
+        checkpoints.save(step, state, plan, progress)
+
+    def stopped_at(step: int) -> Stopped:
+        checkpoints.wait()
+        processes.wait("all is saved")  # Where one process leaves, the others are not waited for.
+        return Stopped(f"stopped at step {step}; start again to continue")
 
     def write(
         epoch: float,
@@ -286,7 +259,7 @@ def _train(
             params = processes.gathered(state.params)
             measures = diagnostics.measure(params, scalars["learning_rate"])
             write(0.0, scalars, measures, ranks.measure(params) if ranks else None)
-            save(checkpoints, state)
+            save()
         for epoch in epochs_left(step, total_steps, len(batches)):
             # Without what was done before an interruption.
             cuts = [cut for cut in cuts_of(epoch) if epoch * len(batches) + cut.first >= step]
@@ -317,9 +290,8 @@ def _train(
                         told = time.perf_counter()
                         say(pace.line(step, done, tally.train_means(progress)))
                     if stopping:
-                        save(checkpoints, state)
-                        checkpoints.wait()
-                        raise Stopped(f"stopped at step {step}; start again to continue")
+                        save()
+                        raise stopped_at(step)
 
             # ------------------------------------------------------------ end of an epoch
             done = step / len(batches)
@@ -334,11 +306,9 @@ def _train(
                 scalars |= scores_of("validation", state)
             if last or "validation" not in task.sizes():
                 scalars |= scores_of("test", state)
-            small = step >= recipe.reduced_from(config, len(batches))
-            if small and ranks is None:
-                best = tally.note_best(progress, selects, scalars, done, step)
-                if best and selected is not None:
-                    save(selected, Variables(state.params, state.model_state))
+            small = step >= recipe.reduced_from(config, len(batches)) and ranks is None
+            if small and tally.note_best(progress, task.selects, scalars, done, step):
+                checkpoints.save_best(step, state, plan, progress)
             params = processes.gathered(state.params) if due or ranks else None
             kernels = diagnostics.measure(params, rate) if due else None
 
@@ -372,17 +342,15 @@ def _train(
                 progress["final"] = scalars
             stopping = processes.any_says(stop.requested)
             if last or stopping or switched or done % config.checkpoint_every_epochs == 0:
-                save(checkpoints, state)
+                save()
             if stopping and not last:
-                checkpoints.wait()
-                raise Stopped(f"stopped at step {step}; start again to continue")
+                raise stopped_at(step)
     checkpoints.wait()
 
     # ---------------------------------------------------------------- what is measured once
     state = processes.gathered(state)
-    network = Variables(state.params, state.model_state)
-    if selected is not None and progress["best"]["step"] != step:
-        network = read_selected(selected, progress["best"]["step"])
+    network = checkpoints.best(plan, progress, step)
+    network = network or Variables(state.params, state.model_state)
     if not processes.is_first():
         processes.wait("the result is written")
         return workdir

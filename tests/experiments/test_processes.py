@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_runs
+from jax.sharding import AbstractMesh
 
+from experiments import mesh as meshes
 from experiments import processes
 from experiments.command_line import MISTAKE
 from experiments.errors import RunError
@@ -23,7 +27,9 @@ from experiments.metrics import read_metrics
 EPOCHS = 2  # Of five steps.
 
 
-def start_both(folder: Path, cache: Path) -> list[subprocess.Popen[str]]:
+def start_both(
+    folder: Path, cache: Path, of_the_second: Sequence[str] = ()
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,6 +38,7 @@ def start_both(folder: Path, cache: Path) -> list[subprocess.Popen[str]]:
             folder,
             f"--config.epochs={EPOCHS}",
             f"--distributed=127.0.0.1:{port},{index},2",
+            *(of_the_second if index else ()),
             cache=cache,
         )
         for index in range(2)
@@ -87,6 +94,43 @@ def test_either_process_is_killed_and_the_run_goes_on(
     assert files[0] == files[1]
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert steps == [5, 10]
+
+
+def test_one_that_is_started_otherwise_ends_both(tmp_path: Path, compilation_cache: Path) -> None:
+    """And so does every other error of one, while the other waits for it."""
+    both = start_both(tmp_path / "run", compilation_cache, ["--config.learning_rate=0.7"])
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [MISTAKE, MISTAKE], said
+    cause = (
+        "process 1 was started otherwise than process 0: learning_rate is 0.1 there and 0.7 here. "
+        "Give all of them the same command\n"
+    )
+    assert said[1].endswith(f"error: {cause}")
+    assert said[0].endswith(f"error: process 1 has failed: {cause}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_another_mesh_is_told(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "result.json").unlink()
+    monkeypatch.setattr(meshes, "text", lambda mesh: "data:8")
+    lines: list[str] = []
+    tiny_runs.train(folder, say=lines.append)
+    assert (
+        "the mesh was data:1, now data:8: the same run up to the order of sums, not the same bits"
+    ) in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("data:-1", "data:1"), ("fsdp:4,tensor:2", "data:1,fsdp:4,tensor:2")]
+)
+def test_a_mesh_as_text(text: str, written: str) -> None:
+    sizes = [abs(size) for size in meshes.parse(text).values()]
+    mesh = AbstractMesh(tuple(sizes), meshes.AXES)
+    assert meshes.text(mesh) == written
 
 
 @pytest.mark.parametrize(

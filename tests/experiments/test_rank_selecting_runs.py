@@ -17,6 +17,7 @@ from tiny_runs import outcome
 
 from experiments import evaluate, export, inference_cost, programs, stack_profiling, switching
 from experiments import train as training
+from experiments.checkpoint import Checkpoints
 from experiments.errors import RunError
 from experiments.finished_run import FinishedRun
 from experiments.metrics import read_metrics
@@ -123,7 +124,7 @@ def test_killed_around_the_switch(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every step of it, in turn; one run, continued each time."""
-    folder, save = tmp_path / "run", training.Checkpoints.save
+    folder, save = tmp_path / "run", Checkpoints.save
 
     def kill(*args: Any, **kwargs: Any) -> Any:
         raise Killed
@@ -137,7 +138,7 @@ def test_killed_around_the_switch(
         (switching, "switch", kill),
         (training.run_folder, "write_forms", kill),
         (switching, "recalibrated", kill),
-        (training.Checkpoints, "save", kill_at_switch),
+        (Checkpoints, "save", kill_at_switch),
     ]
     for owner, name, replacement in moments:
         with monkeypatch.context() as patch:
