@@ -14,7 +14,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from experiments.errors import RunError
 FOLDER = "checkpoints"
 SELECTED = "selected"  # The folder of the best epoch's network, where it is kept.
 CHECKSUM = "checksum"
+
+_POLL_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +88,14 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
+        self._failures: list[Exception] = []
         with self._writing():
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=options,
                 item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "manifest": ocp.JsonCheckpointHandler(),
+                    "state": _telling(ocp.StandardCheckpointHandler(), self._failures.append),
+                    "manifest": _telling(ocp.JsonCheckpointHandler(), self._failures.append),
                 },
             )
 
@@ -144,6 +148,12 @@ class Checkpoints:
           RunError: the last checkpoint could not be written; older ones stay.
         """
         with self._writing():
+            # Where the writing of one process fails, Orbax waits for the others there, and the
+            # others for that one: the error is told from here.
+            while processes.several() and self._manager.is_saving_in_progress():
+                if self._failures:
+                    raise self._failures[0]
+                time.sleep(_POLL_SECONDS)
             self._manager.wait_until_finished()
 
     def manifest(self, step: int | None) -> Manifest:
@@ -247,6 +257,38 @@ class Checkpoints:
         except Exception as error:
             # Orbax and TensorStore wrap the operating system's errors in their own.
             raise RunError(f"cannot write {self._folder}: {_short(error)}") from error
+
+
+def _telling(handler: Any, tell: Callable[[Exception], None]) -> Any:
+    """A handler of Orbax that tells the errors of what it does in the background as they happen."""
+
+    @contextlib.contextmanager
+    def told() -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            tell(error)
+            raise
+
+    class Write(ocp.future.Future):
+        def __init__(self, write: Any) -> None:
+            self._write = write
+
+        def result(self, timeout: float | None = None) -> Any:
+            with told():
+                return self._write.result(timeout)
+
+    async_save, finalize = handler.async_save, handler.finalize
+
+    async def save(*args: Any, **kwargs: Any) -> Any:
+        return [Write(write) for write in await async_save(*args, **kwargs) or []]
+
+    def end(*args: Any, **kwargs: Any) -> None:
+        with told():
+            finalize(*args, **kwargs)
+
+    handler.async_save, handler.finalize = save, end
+    return handler
 
 
 def digest(state: Any) -> str:

@@ -38,10 +38,12 @@ class RunCheckpoints(contextlib.ExitStack):
         self._config, self._fingerprint = config, task.data.identity
         self._states = self.enter_context(Checkpoints(folder, config.keep_checkpoints))
         self._networks: Checkpoints | None = None
+        self._all = [self._states]
         if task.selects and task.selects.kept:
             # Those of the epochs since the newest checkpoint, and the one that it tells of.
             kept = config.checkpoint_every_epochs + 1
             self._networks = self.enter_context(Checkpoints(folder, kept, name=SELECTED))
+            self._all.append(self._networks)
 
     def latest(self) -> int | None:
         """The step of the newest finished checkpoint; see `Checkpoints`."""
@@ -53,7 +55,8 @@ class RunCheckpoints(contextlib.ExitStack):
 
     def wait(self) -> None:
         """Until everything is on disk; see `Checkpoints`."""
-        self._states.wait()
+        for checkpoints in self._all:
+            checkpoints.wait()
 
     def restore(
         self, step: int, plan: Plan, record: NormRecord | None, say: Callable[[str], None]
@@ -128,6 +131,11 @@ class RunCheckpoints(contextlib.ExitStack):
         plan: Plan,
         progress: Tally,
     ) -> None:
+        if processes.several():
+            # Of two that are written at a time, Orbax takes the signals of one for the other's: the
+            # processes meet by names in which there is the step, and no folder.
+            for checkpoints in self._all:
+                checkpoints.wait()
         into.save(
             step,
             what,

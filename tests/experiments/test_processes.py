@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import large_sets
+import little_translations
 import numpy as np
 import pytest
 import tiny_runs
@@ -21,6 +23,7 @@ from jax.sharding import AbstractMesh
 from experiments import mesh as meshes
 from experiments import processes
 from experiments.command_line import MISTAKE
+from experiments.data.catalog import LARGE_IMAGE_SETS
 from experiments.errors import RunError
 from experiments.metrics import read_metrics
 
@@ -28,7 +31,12 @@ EPOCHS = 2  # Of five steps.
 
 
 def start_both(
-    folder: Path, cache: Path, of_the_second: Sequence[str] = ()
+    folder: Path,
+    cache: Path,
+    *,
+    of_the_second: Sequence[str] = (),
+    flags: Sequence[str] = (f"--config.epochs={EPOCHS}",),
+    run: Sequence[str] = tuple(tiny_runs.FLAGS),
 ) -> list[subprocess.Popen[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,10 +44,11 @@ def start_both(
     return [
         tiny_runs.start(
             folder,
-            f"--config.epochs={EPOCHS}",
+            *flags,
             f"--distributed=127.0.0.1:{port},{index},2",
             *(of_the_second if index else ()),
             cache=cache,
+            run=run,
         )
         for index in range(2)
     ]
@@ -98,7 +107,9 @@ def test_either_process_is_killed_and_the_run_goes_on(
 
 def test_one_that_is_started_otherwise_ends_both(tmp_path: Path, compilation_cache: Path) -> None:
     """And so does every other error of one, while the other waits for it."""
-    both = start_both(tmp_path / "run", compilation_cache, ["--config.learning_rate=0.7"])
+    both = start_both(
+        tmp_path / "run", compilation_cache, of_the_second=["--config.learning_rate=0.7"]
+    )
     said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [MISTAKE, MISTAKE], said
     cause = (
@@ -108,6 +119,54 @@ def test_one_that_is_started_otherwise_ends_both(tmp_path: Path, compilation_cac
     assert said[1].endswith(f"error: {cause}")
     assert said[0].endswith(f"error: process 1 has failed: {cause}")
     assert not (tmp_path / "run").exists()
+
+
+def require_one_outcome(both: list[subprocess.Popen[str]], two: Path, one: Path) -> None:
+    said = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    names = ("train_loss", "validation_loss")
+    curves = [
+        [[line[name] for name in names] for line in read_metrics(run)[1:]] for run in (two, one)
+    ]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny")
+def test_photographs_that_are_read_as_they_are_used(
+    tmp_path: Path, compilation_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process reads its part of the same batches."""
+    large_sets.write(tmp_path / "data")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setitem(LARGE_IMAGE_SETS, "imagenet2012", large_sets.entry())
+    keys = {
+        "data.name": "imagenet2012",
+        "augment.crop": 0,
+        "batch_size": 8,
+        "eval_batch_size": 4,
+        "steps_per_dispatch": 2,
+        "epochs": EPOCHS,
+    }
+    one = tiny_runs.train(
+        tmp_path / "one", **{key.replace(".", "__"): value for key, value in keys.items()}
+    )
+    flags = ["--little-imagenet", *(f"--config.{key}={value}" for key, value in keys.items())]
+    both = start_both(tmp_path / "two", compilation_cache, flags=flags)
+    require_one_outcome(both, tmp_path / "two", one)
+
+
+@pytest.mark.slow
+def test_a_translation(tmp_path: Path, compilation_cache: Path) -> None:
+    """Of which the network of the best epoch is kept beside the state."""
+    text = little_translations.write_text(tmp_path / "text")
+    one = little_translations.train(tmp_path / "one", text)
+    run = [
+        f"--config=configs/translation.py:{little_translations.ARGUMENT}",
+        f"--config.data.dir={text}",
+    ]
+    both = start_both(tmp_path / "two", compilation_cache, flags=[], run=run)
+    require_one_outcome(both, tmp_path / "two", one)
 
 
 @pytest.mark.usefixtures("tiny")

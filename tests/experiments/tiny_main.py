@@ -1,12 +1,12 @@
 """`experiments.main` with a model small enough that a whole run takes a second of computing.
 
-    python tiny_main.py [--kill=MOMENT] --config=... --workdir=...
+    python tiny_main.py [--kill=MOMENT | --little-imagenet] --config=... --workdir=...
 
 Everything but the model is the real thing; `model.name=tiny` selects it. With `--kill=MOMENT` the
 process kills itself (SIGKILL) at a place that cannot be hit from outside: `commit`, when the
 checkpoint of step 5 is written and about to be renamed to its final name; `manifest`, when its
 state is written and its manifest is not; `config`, between the first and the second file of the run
-folder.
+folder. With `--little-imagenet`, imagenet2012 is the set of `large_sets.py`.
 """
 
 from __future__ import annotations
@@ -109,4 +109,11 @@ if __name__ == "__main__":
     models.MODELS["tiny"] = ENTRY
     if sys.argv[1:] and sys.argv[1].startswith("--kill="):
         _arm(sys.argv.pop(1).partition("=")[2])
+    if sys.argv[1:] and sys.argv[1] == "--little-imagenet":
+        import large_sets
+
+        from experiments.data.catalog import LARGE_IMAGE_SETS
+
+        LARGE_IMAGE_SETS["imagenet2012"] = large_sets.entry()
+        sys.argv.pop(1)
     sys.exit(command_line.exit_code(lambda: main.run(sys.argv)))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,23 @@ def train(
     return train_and_evaluate(config(argument, **keys), folder, say or (lambda line: None))
 
 
-def start(folder: Path, *flags: str, cache: Path | None = None) -> subprocess.Popen[str]:
-    """A run in a process of its own."""
+def start(
+    folder: Path,
+    *flags: str,
+    cache: Path | None = None,
+    run: Sequence[str] = tuple(FLAGS),
+) -> subprocess.Popen[str]:
+    """A run in a process of its own, by default the tiny one."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     if cache is not None:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     script = Path(__file__).with_name("tiny_main.py")
-    kill = [flag for flag in flags if flag.startswith("--kill=")]
-    others = [flag for flag in flags if not flag.startswith("--kill=")]
+    own = [flag for flag in flags if flag.startswith(("--kill=", "--little-imagenet"))]
+    others = [flag for flag in flags if flag not in own]
     return subprocess.Popen(
-        [sys.executable, str(script), *kill, *FLAGS, *others, f"--workdir={folder}"],
+        [sys.executable, str(script), *own, *run, *others, f"--workdir={folder}"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
