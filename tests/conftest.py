@@ -1,8 +1,8 @@
 """Fixtures for all tests, and how their programs are compiled.
 
 Programs run for moments here, and compiling them well would take most of the time; so they are
-compiled without optimizations, in this process and in those that tests start. A test that looks at
-an optimized program is marked `optimized`.
+compiled quickly (`quick_compilation.py`), in this process and in those that tests start. A test
+that looks at an optimized program is marked `optimized`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+import quick_compilation
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_compilation.flags()}".strip()
 
 # What takes longest begins first: parallel workers would else wait for it at the end.
 LONGEST = (
@@ -43,11 +46,12 @@ def x64() -> Iterator[None]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("optimized") is None:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        os.environ.update(quick_compilation.WITHOUT_OPTIMIZATIONS)
         jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    os.environ.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
+    for name in quick_compilation.WITHOUT_OPTIMIZATIONS:
+        os.environ.pop(name, None)
     jax.config.update("jax_disable_most_optimizations", False)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import quick_compilation
+
 
 def printed_by(
     script: Path, *arguments: str, imports: tuple[Path, ...] = (), optimized: bool = True
@@ -22,13 +24,7 @@ def printed_by(
       imports: folders that it imports from, beside its own.
       optimized: whether programs are compiled with all optimizations.
     """
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
-    if not optimized:
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    environment = dict(quick_compilation.environment(8, optimized))
     if imports:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, imports))
     done = subprocess.run(

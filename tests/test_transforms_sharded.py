@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from eight_devices import printed_by
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lowrank_jax import LowRank, Product, SpatialLowRank, View, decay, frobenius_penalty
@@ -137,15 +136,7 @@ def main() -> None:
 
 @pytest.fixture(scope="module")
 def result() -> Any:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    finished = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert finished.returncode == 0, finished.stderr
-    return json.loads(finished.stdout)
+    return printed_by(Path(__file__), optimized=False)
 
 
 def test_there_are_eight_devices(result: Any) -> None:

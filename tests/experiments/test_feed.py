@@ -1,7 +1,5 @@
 """The feed: windows of streamed splits are the batches of the order, on however many hosts."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +7,7 @@ import jax
 import large_sets
 import numpy as np
 import pytest
+from eight_devices import printed_by
 from tiny_runs import ROOT
 
 from experiments import feed as feeds
@@ -119,48 +118,11 @@ def test_what_is_on_the_devices_is_given_as_it_is():
     np.testing.assert_array_equal(test, np.arange(2))
 
 
-_ON_EIGHT_DEVICES = """
-import sys
-import jax, numpy as np
-import large_sets
-from experiments import mesh as meshes
-from experiments.dispatch import Dispatch
-from experiments.feed import Streamed
-from experiments.tasks.task import Batch
-
-mesh = meshes.make("data:4,fsdp:2")
-splits = large_sets.entry().open(sys.argv[1]).splits(0.0, 1, True, 0)
-feed = Streamed(splits, mesh, 1, eval_batch_size=8)
-(window,) = feed.windows(0, [Dispatch(0, 2, Batch(16), 0)])
-images = window["train"].images
-order = splits["train"].order(0)
-expected = np.concatenate([a for a, _ in splits["train"].read(order[:32], 0)]).reshape(images.shape)
-np.testing.assert_array_equal(images, expected)
-assert {shard.data.shape[:2] for shard in images.addressable_shards} == {(2, 2)}
-# A step takes its batch without any image changing its device.
-step = jax.jit(type(window["train"]).batch)
-lowered = step.lower(window["train"], jax.device_put(np.int32(16), meshes.replicated(mesh)))
-text = lowered.compile().as_text()
-assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
-part = next(iter(feed.held_out("test")))
-assert {shard.data.shape[0] for shard in part.images.addressable_shards} == {1}
-feed.close()
-"""
-
-
 def test_windows_on_eight_devices(folder):
-    here = Path(__file__).parent
-    environment = {
-        "PATH": "",
-        "PYTHONPATH": f"{ROOT}:{here}",
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_EIGHT_DEVICES, str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    script = Path(__file__).with_name("feed_checks.py")
+    found = printed_by(script, str(folder), imports=(ROOT, script.parent), optimized=False)
+    assert found["images_are_those_of_the_order"]
+    assert found["of_a_device"] == [2, 2]  # Of two batches of 16 on four by two devices.
+    assert found["held_out_of_a_device"] == 1
+    # A step takes its batch without any image changing its device.
+    assert found["sent"] == []

@@ -5,9 +5,7 @@ from __future__ import annotations
 import doctest
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from eight_devices import printed_by
 
 from configs import cifar_resnet
 from experiments import arguments, models, pruning, recipe
@@ -272,18 +271,8 @@ def on_eight_devices() -> None:
 
 
 def test_the_same_entries_on_eight_devices() -> None:
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", "import test_pruning; test_pruning.on_eight_devices()"],
-        env=environment | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
+    imports = tuple(Path(folder) for folder in sys.path if folder)
+    found = printed_by(Path(__file__), imports=imports, optimized=False)
     assert found["split"]
     params = tree(0)
     carry = (params, PRUNED.init(params))
@@ -346,3 +335,7 @@ def test_examples() -> None:
     found = doctest.testmod(pruning)
     assert found.attempted > 5
     assert found.failed == 0
+
+
+if __name__ == "__main__":
+    on_eight_devices()

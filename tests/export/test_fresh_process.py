@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quick_compilation
 
 import lowrank_jax as lrj
 from lowrank_jax import export
@@ -52,14 +52,10 @@ def test_a_file_goes_through_another_process(tmp_path: Path) -> None:
         "dense": values,
     }
     export.save(tmp_path / "model.safetensors", tree, {"model": "tiny"})
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(lrj.__file__).parents[1]),
-    }
+    imports = {"PYTHONPATH": str(Path(lrj.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", OTHER, str(tmp_path)],
-        env=environment,
+        env={**quick_compilation.environment(4, optimized=False), **imports},
         capture_output=True,
         text=True,
     )

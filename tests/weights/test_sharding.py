@@ -1,12 +1,9 @@
 """The same norms, gradients and kernels on eight devices, automatic and explicit mesh axes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from eight_devices import printed_by
 
 CASES = [
     f"{axes}-{name}"
@@ -32,18 +29,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def results():
-    # One process for all cases: the number of devices is fixed when JAX starts.
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    script = Path(__file__).with_name("sharded_checks.py")
-    done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed_by(Path(__file__).with_name("sharded_checks.py"), optimized=False)
 
 
 def test_all_cases_ran(results):
