@@ -13,7 +13,7 @@ The sweep is the published grid: both decays at 5e-6, 1e-5, 5e-5, 5e-4, 1e-3 and
 rank scale 1/9 from regular initialization. Its report has accuracy against the coefficient.
 
 Arguments: every key of `configs/base.py`, above all init, data, seed, protocol; those of the sweep
-are given to all of its runs. `runlocal=True` is 200 steps on embedded data.
+are given to all of its runs. `runlocal=True` is 204 steps on embedded data.
 
 Cost: 12 runs of 200 epochs are work for an accelerator; a run of `runlocal` takes about a minute.
 """

@@ -15,7 +15,7 @@ Arguments: `variant=deep` (three factors, u m vt, at rank scale 1), `variant=wid
 rank scale 3, or 9 if `rank_scale=9` is given) or `variant=full` (two factors at rank scale 1); and
 every key of `configs/base.py`, above all depth (32, 56, 110), data, init, decay, seed, protocol.
 Wide factors start at regular initialization, as published; deep and full ones at the singular
-vectors. `runlocal=True` is 200 steps of a ResNet-20 on embedded data.
+vectors. `runlocal=True` is 204 steps of a ResNet-20 on embedded data.
 
 In each step the factors are multiplied into one kernel for each layer. At the end they are merged:
 result.json has the compact network's parameters and accuracy beside those of training, its logits

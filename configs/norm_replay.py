@@ -18,7 +18,7 @@ A single one of the three, RUN being the folder of the second:
   python -m experiments.main --config=configs/norm_replay.py:decay=none,replay=RUN
 
 Arguments: every key of `configs/base.py`, above all init, weight_decay, data, seed, protocol, each
-given to all three runs. `runlocal=True` is 200 steps on embedded data.
+given to all three runs. `runlocal=True` is 204 steps on embedded data.
 
 The third run ends with an error if a norm is further than 1e-5 from the recorded one. RUN has to
 be finished and the same but for its decay, and to stay as it is until the third run is finished.

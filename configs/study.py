@@ -15,10 +15,11 @@ def resnet20(name: str) -> ConfigDict:
 
 
 def runlocal(config: ConfigDict) -> None:
-    """200 steps of ResNet-20 on embedded images, which need no download; measured every 20."""
+    """204 steps of ResNet-20 on embedded images, which need no download; measured every 20."""
     config.name += "_local"
     config.data.name = "fashion_small"
     config.model.depth = 20
-    config.batch_size = 90  # 50 steps an epoch, since a tenth of the 5000 images is held out.
+    # A tenth of the 5000 images is held out: 51 steps an epoch, of batches that eight can share.
+    config.batch_size = 88
     config.epochs = 4
     config.diagnostics_every = 20

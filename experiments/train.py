@@ -103,6 +103,7 @@ def _train(
 ) -> Path:
     started, revision = time.perf_counter(), commit()
     agreement.require_one_run(config, workdir)
+    meshes.make(config.mesh)  # What does not fit the devices is refused before data is read.
 
     # ---------------------------------------------------------------- the plan
     task = tasks.load(config, workdir)

@@ -76,10 +76,10 @@ def test_the_decay_study_is_the_published_grid():
 
 
 @pytest.mark.parametrize("study", [decay_study, distillation, norm_replay])
-def test_shortened_they_are_200_steps_of_resnet20_on_embedded_data(study):
+def test_shortened_they_are_204_steps_of_resnet20_on_embedded_data(study):
     config = arguments.settle(study.get_config("runlocal"))
     assert (config.data.name, config.model.depth) == ("fashion_small", 20)
     train_examples = round(5000 * (1 - config.validation))
     arguments.settle(study.get_config("runlocal,protocol=published"))
-    assert train_examples // config.batch_size * config.epochs == 200
+    assert train_examples // config.batch_size * config.epochs == 204
     assert config.name.endswith("_local")

@@ -16,7 +16,7 @@ from eight_devices import printed_by
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import configs
-from experiments import command_line, models, tasks
+from experiments import arguments, command_line, models, tasks
 from experiments import mesh as meshes
 from experiments.errors import RunError
 from experiments.models import partitions
@@ -86,16 +86,28 @@ FILES = Path(configs.__file__).parent.glob("*.py")
 CONFIGS = sorted(path for path in FILES if "def get_config" in path.read_text())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+LOCAL = [path for path in CONFIGS if '"runlocal"' in path.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("path", "argument"),
+    [*((path, "") for path in CONFIGS), *((path, ":runlocal") for path in LOCAL)],
+    ids=[*(path.stem for path in CONFIGS), *(f"{path.stem}-local" for path in LOCAL)],
+)
 @pytest.mark.usefixtures("tiny")
 def test_every_config_takes_a_mesh(
-    path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, argument: str, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = f":start={finished}" if path.stem == "compress_trained" else ""
-    argv = ["main", f"--config={path}{start}", "--config.mesh=data:2,fsdp:4"]
+    argument = f":start={finished}" if path.stem == "compress_trained" else argument
+    argv = ["main", f"--config={path}{argument}", "--config.mesh=data:2,fsdp:4"]
     monkeypatch.setattr(sys, "argv", argv)  # Where such flags are looked for.
     config, _ = command_line.read_config(argv, flags.FlagValues(), "")
     assert meshes.parse(config.mesh) == {"data": 2, "fsdp": 4, "tensor": 1}
+    # Eight devices can share its batches, or most of them where the last one is odd.
+    sizes = [batch.size for batch in tasks.abstract(arguments.settle(config)).batches(0)]
+    mesh: Any = AbstractMesh((2, 4, 1), meshes.AXES)
+    meshes.require_split(mesh, sizes)
+    assert sum(size % 8 > 0 for size in sizes) <= 1
 
 
 def test_a_mesh_in_an_argument() -> None:
