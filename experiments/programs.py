@@ -100,10 +100,12 @@ class Programs:
 
         place = Place(meshes.batch_parts(mesh), put)
         evaluate = self._plan.in_layout(functools.partial(self._task.evaluate, place=place))
-        whole = gathered_over("fsdp", states.shardings(self._plan).params)
 
         @functools.partial(jax.jit, out_shardings=self._everywhere)
         def run(params: Any, model_state: Any, split: Any) -> dict[str, jax.Array]:
+            # Not those of the plan: a run looks at the network that it starts from, too.
+            places = states.parameter_shardings(self._plan.config, mesh, params)
+            whole = gathered_over("fsdp", places)
             return evaluate(jax.lax.with_sharding_constraint(params, whole), model_state, split)
 
         return run

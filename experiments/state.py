@@ -169,7 +169,7 @@ def plan(
         model_state=model_state,
         opt_state=opt_state,
     )
-    placed = meshes.parameter_shardings(mesh, params, models.find(config.model.name).partitions)
+    placed = parameter_shardings(config, mesh, params)
     everywhere = meshes.replicated(mesh)
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -290,6 +290,15 @@ def _keys(seed: int) -> tuple[jax.Array, jax.Array]:
     """For what is drawn at the start: the dense variables, and the factors."""
     init_key, factor_key = jax.random.split(jax.random.key(seed))
     return init_key, factor_key
+
+
+def parameter_shardings(config: ConfigDict, mesh: Mesh, params: Any) -> Any:
+    """Where the parameters of a config's model live, dense or factorized.
+
+    Raises:
+      RunError: an axis of the mesh cannot split what it should, or anything at all.
+    """
+    return meshes.parameter_shardings(mesh, params, models.find(config.model.name).partitions)
 
 
 def shardings(plan: Plan) -> TrainState:
