@@ -2,9 +2,9 @@
 
 Orbax restores factors of one kind into another kind without a word when their shapes agree. So
 beside the state lies a manifest with the factorization table, the config, the fingerprint of the
-data, and a digest of the state's bytes; all are compared before a run continues. The manifest has
-a checksum of its own. A step folder appears in one rename, state and manifest together, so a kill
-leaves the previous checkpoint. Training goes on while one is written.
+data, and a digest of the state (`state_digest.py`); all are compared before a run continues. The
+manifest has a checksum of its own. A step folder appears in one rename, state and manifest
+together, so a kill leaves the previous checkpoint. Training goes on while one is written.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 import lowrank_jax as lrj
 from experiments import config_keys, files, processes, run_folder
 from experiments.errors import RunError
+from experiments.state_digest import agrees, digest
 
 FOLDER = "checkpoints"
 SELECTED = "selected"  # The folder of the best epoch's network, where it is kept.
@@ -45,7 +45,7 @@ class Manifest:
       table: the factorization table, as JSON text.
       fingerprint: of the data.
       progress: what the loop carries besides the state (sums of the running epoch, best epoch).
-      digest: SHA-256 over the leaves of the state.
+      digest: of the state; see `experiments.state_digest`.
     """
 
     step: int
@@ -225,7 +225,14 @@ class Checkpoints:
             )["state"]
         except Exception as error:
             raise RunError(f"{place} cannot be read ({_short(error)}); {advice}") from error
-        if digest(restored) != manifest.digest:
+        try:
+            whole = agrees(restored, manifest.digest)
+        except ValueError as error:
+            raise RunError(
+                f"{place} cannot be checked: {error}; nothing was changed. Continue with the "
+                "version of this program that has written it"
+            ) from error
+        if not whole:
             raise RunError(f"{place} is damaged: its digest does not match; {advice}")
         return restored, manifest.progress
 
@@ -289,16 +296,6 @@ def _telling(handler: Any, tell: Callable[[Exception], None]) -> Any:
 
     handler.async_save, handler.finalize = save, end
     return handler
-
-
-def digest(state: Any) -> str:
-    """SHA-256 over the paths, dtypes, shapes and bytes of all leaves."""
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        array = processes.on_host(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def _checksum(manifest: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +17,10 @@ from tiny_runs import contents, outcome
 import lowrank_jax as lrj
 from experiments import arguments
 from experiments import state as states
-from experiments.checkpoint import Checkpoints, _checksum, digest
+from experiments.checkpoint import Checkpoints, _checksum
 from experiments.errors import RunError
 from experiments.state import Plan, TrainState
+from experiments.state_digest import digest
 from experiments.tasks.classification import Network
 
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -158,19 +160,43 @@ def test_only_whole_files_are_restored(made: tuple[Plan, TrainState], tmp_path: 
     assert {name for name, _ in refused} >= {largest, "state/manifest.ocdbt"}, refused
 
 
+def with_digest(folder: Path, digest: str) -> None:
+    """Writes another digest into the manifest of the checkpoint of step 3."""
+    path = folder / "checkpoints" / "3" / "manifest" / "metadata"
+    manifest = json.loads(path.read_text()) | {"digest": digest}
+    del manifest["checksum"]
+    manifest["checksum"] = _checksum(manifest)
+    path.write_text(json.dumps(manifest))
+
+
 def test_a_flipped_bit_in_the_arrays_is_found_by_the_digest(
     made: tuple[Plan, TrainState], tmp_path: Path
 ) -> None:
     """Even where the file itself is sound: the digest in the manifest is another state's."""
     plan, state = made
     save(tmp_path, plan, state)
-    path = tmp_path / "checkpoints" / "3" / "manifest" / "metadata"
-    manifest = json.loads(path.read_text())
-    del manifest["checksum"]
-    manifest["digest"] = manifest["digest"][::-1]
-    manifest["checksum"] = _checksum(manifest)
-    path.write_text(json.dumps(manifest))
+    with_digest(tmp_path, digest(dataclasses.replace(state, step=state.step ^ 1)))
     with pytest.raises(RunError, match="is damaged: its digest does not match"):
+        restore(tmp_path, plan)
+
+
+def test_a_digest_of_bytes_is_compared_and_an_unknown_one_refused(
+    made: tuple[Plan, TrainState], tmp_path: Path
+) -> None:
+    """Checkpoints of older versions have SHA-256 over the bytes of all leaves."""
+    plan, state = made
+    save(tmp_path, plan, state)
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        sha.update(np.asarray(leaf).tobytes())
+    with_digest(tmp_path, sha.hexdigest())
+    assert digest(restore(tmp_path, plan)[0]) == digest(state)
+    with_digest(tmp_path, sha.hexdigest()[::-1])
+    with pytest.raises(RunError, match="is damaged: its digest does not match"):
+        restore(tmp_path, plan)
+    with_digest(tmp_path, f"later:{sha.hexdigest()}")
+    with pytest.raises(RunError, match="cannot be checked: its digest is of the kind 'later'"):
         restore(tmp_path, plan)
 
 

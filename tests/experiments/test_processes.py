@@ -25,9 +25,13 @@ from experiments import processes
 from experiments.command_line import MISTAKE
 from experiments.data.catalog import LARGE_IMAGE_SETS
 from experiments.errors import RunError
+from experiments.finished_run import FinishedRun
 from experiments.metrics import read_metrics
+from experiments.tasks.classification import Network
 
 EPOCHS = 2  # Of five steps.
+# Each process holds a part of the state.
+SPLIT = (f"--config.epochs={EPOCHS}", "--config.mesh=fsdp:2")
 
 
 def start_both(
@@ -56,7 +60,7 @@ def start_both(
 
 def kill_when_saved(folder: Path, cache: Path, step: int, victim: int) -> list[str]:
     """Kills one of the two when a checkpoint is there; what both said until they had ended."""
-    both = start_both(folder, cache)
+    both = start_both(folder, cache, flags=SPLIT)
     try:
         while not (folder / "checkpoints" / str(step)).exists():
             assert [process.poll() for process in both] == [None, None], both[0].communicate()
@@ -82,7 +86,7 @@ def test_either_process_is_killed_and_the_run_goes_on(
     said = kill_when_saved(folder, compilation_cache, 5, victim)
     assert re.search("has lost another one|another task died", said[1 - victim]), said
     assert not (folder / "result.json").exists()
-    both = start_both(folder, compilation_cache)
+    both = start_both(folder, compilation_cache, flags=SPLIT)
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "continuing from step " in said[0][0]
@@ -103,6 +107,11 @@ def test_either_process_is_killed_and_the_run_goes_on(
     assert files[0] == files[1]
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
     assert steps == [5, 10]
+
+    # One process restores what two have saved in parts, and finds the digest that they gave it.
+    run = FinishedRun.read(folder)
+    plan = run.plan(Network.of(run.config, 10, 32))
+    run.restore(plan, run.data)
 
 
 def test_one_that_is_started_otherwise_ends_both(tmp_path: Path, compilation_cache: Path) -> None:
