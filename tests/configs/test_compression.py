@@ -72,7 +72,15 @@ def test_published_budgets(model, data, ratio, scale, parameters, dense):
 
 @pytest.mark.parametrize("model", DENSE)
 @pytest.mark.parametrize("data", ["cifar100", "tiny_imagenet"])
-@pytest.mark.parametrize("ratio", [0.15, 0.1, 0.05, 0.02])
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        pytest.param(0.15, marks=pytest.mark.slow),
+        0.1,
+        pytest.param(0.05, marks=pytest.mark.slow),
+        0.02,
+    ],
+)
 def test_other_data_and_ratios_by_the_same_rules(model, data, ratio):
     expected = published_search(model, CLASSES[data], ratio)
     plan = describe(compression.get_config(f"model={model},data={data},ratio={ratio}"))
@@ -93,7 +101,7 @@ def test_other_data_and_ratios_by_the_same_rules(model, data, ratio):
         ("kind=tucker,rank_scale=0.211", 2444223 - 1945664 - 140181 + 205788 + 44335, 24),
     ],
 )
-@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("data", ["cifar10", pytest.param("cifar100", marks=pytest.mark.slow)])
 def test_published_counts_of_the_tensor_experiments(arguments, parameters, kernels, data):
     plan = describe(tensor.get_config(f"{arguments},data={data}"))
     more = 90 * 641 if data == "cifar100" else 0

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("at_the_root")
         ("variant=full", 32, 947994),
         ("variant=wide", 32, 2837274),
         ("variant=wide,rank_scale=9", 32, 8505114),
-        ("variant=wide,rank_scale=9,depth=56", 56, 15474202),
-        ("variant=wide,data=cifar100", 32, 2837274 + 5850),
+        pytest.param(*("variant=wide,rank_scale=9,depth=56", 56, 15474202), marks=pytest.mark.slow),
+        pytest.param(*("variant=wide,data=cifar100", 32, 2837274 + 5850), marks=pytest.mark.slow),
     ],
 )
 def test_overcomplete_networks_have_the_published_counts(argument, depth, parameters):

@@ -41,7 +41,13 @@ def test_every_sweep_is_counted_here():
     assert {path.stem for path in files} - {"__init__"} == SWEEPS.keys() | UNEVEN
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if count > 500 else name
+        for name, count in SWEEPS.items()
+    ],
+)
 def test_counts(name):
     configs, _ = settled(name)
     seeds = (1, 2) if name.endswith("_small") else (1, 2, 3)

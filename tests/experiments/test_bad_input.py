@@ -316,6 +316,7 @@ def reference(finished: Path) -> dict[str, Any]:
     return outcome(finished)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_no_space_for_any_file(reference: dict[str, Any], tmp_path: Path) -> None:
     """One run meets a full disk at each of its writers in turn, and is continued every time."""

@@ -273,7 +273,14 @@ def test_a_run_keeps_its_forms(
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{"path": 3}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        pytest.param("[]", marks=pytest.mark.slow),
+        pytest.param('{"rows": [{"path": 3}]}', marks=pytest.mark.slow),
+    ],
+)
 def test_damaged_forms_of_a_run(content: str, tmp_path: Path) -> None:
     folder = tiny_runs.train(tmp_path / "run", epochs=1)
     (folder / "result.json").unlink()

@@ -96,6 +96,7 @@ class Killed(BaseException):
     """Nothing catches it, so it is as good as a kill: nothing more is written."""
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(
     reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,7 @@ def test_every_example_is_counted_once_an_epoch(
     assert counts.count(1437) == 2 and max(counts) == 1437
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_scan_trains_like_the_steps_written_out(tmp_path: Path) -> None:
     """Batch-minor images and scanned steps against the model's own layout, step after step."""
