@@ -129,6 +129,9 @@ class ImageStream:
         """
         import grain
 
+        # What the reader of records imports at its first record is no matter for several threads.
+        for first in self.examples[positions[:1]]:
+            self.records[first]
         chunks = grain.MapDataset.source(_Chunks(self, self.examples[positions], epoch))
         buffers = _buffers(self.workers, ahead)
         dataset = chunks.to_iter_dataset(

@@ -217,7 +217,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
         *("name", "seed", "config", "data", "parameters", "dense_parameters", "ratio"),
         *("multiply_adds", "dense_multiply_adds", "final", "best", "start", "steps", "epochs"),
         *("wall_time_s", "compile_time_s", "diagnostics_time_s"),
-        *("diagnostics_left_out", "compact", "replay"),
+        *("diagnostics_left_out", "compact", "replay", "selection", "scores"),
         *("versions", "commit", "hardware"),
     } == set(result)
     assert result["config"] == json.loads((folder / "config.json").read_text())
