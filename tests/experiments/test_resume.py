@@ -53,7 +53,7 @@ def test_killed_between_two_writes(
     process = tiny_runs.start(folder, f"--kill={kill}", cache=compilation_cache)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    if kill != "config":
+    if kill == "commit":  # A manifest is written while the folder is made in the background.
         assert list((folder / "checkpoints").glob("5?*")), "the second checkpoint was not begun"
         assert not (folder / "checkpoints" / "5").exists()
     tiny_runs.train(folder)
