@@ -41,15 +41,16 @@ def require_one_run(config: ConfigDict, workdir: Path) -> None:
     Raises:
       RunError: they differ.
     """
+    mine = files.plain(config.to_dict())
     ours = {
         "workdir": str(workdir.resolve()),
         **{f"the version of {k}": v for k, v in versions().items()},
     }
     of_the_first = processes.text_of_the_first(
-        "the run", json.dumps({"config": files.plain(config.to_dict()), "rest": ours})
+        "the run", json.dumps({"config": mine, "rest": ours})
     )
     first = json.loads(of_the_first)
-    found = config_keys.differences(first["config"], files.plain(config.to_dict()), OF_A_HOST)
+    found = config_keys.differences(first["config"], mine, OF_A_HOST)
     found |= {
         key: (first["rest"].get(key), value)
         for key, value in ours.items()
@@ -57,7 +58,7 @@ def require_one_run(config: ConfigDict, workdir: Path) -> None:
     }
     if found:
         words = [
-            f"{key} is {theirs!r} there and {mine!r} here" for key, (theirs, mine) in found.items()
+            f"{key} is {there!r} there and {here!r} here" for key, (there, here) in found.items()
         ]
         raise RunError(
             f"process {processes.index()} was started otherwise than process 0: "

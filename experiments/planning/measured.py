@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import math
 import time
 from typing import Any
 
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 
 from experiments.benchmark import memory
 from experiments.errors import RunError
-from experiments.planning.needs import temporary
+from experiments.planning.needs import bytes_of_a_device, temporary
 from experiments.planning.planned_run import PlannedRun
 
 _DISPATCHES = 2
@@ -82,11 +81,7 @@ def compare(run: PlannedRun) -> Comparison:
         return _known(memory.peak_bytes()) - before
 
     first, measured = rise(), rise()
-    on_device = sum(
-        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in jax.tree.leaves(given)
-    )
-    planned = mesh.size * (on_device + temporary(program, platform).total)
+    planned = mesh.size * (bytes_of_a_device(given) + temporary(program, platform).total)
     return Comparison(planned=planned, measured=measured, first_round=first - measured)
 
 

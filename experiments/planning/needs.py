@@ -168,7 +168,7 @@ def needs_of(run: PlannedRun) -> Needs:
     known = tasks.find(plan.config).sizes_known
     memory = Memory(
         **{part: device_bytes(leaves, part) for part in PARTS},
-        data=_bytes_of_a_device((run.arrays, run.order)) if known else None,
+        data=bytes_of_a_device((run.arrays, run.order)) if known else None,
         step=temporary(step, platform),
         evaluation=temporary(run.programs.compile_evaluation("test"), platform),
         batch=_batch_bytes(run),
@@ -203,7 +203,8 @@ def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _bytes_of_a_device(tree: Any) -> int:
+def bytes_of_a_device(tree: Any) -> int:
+    """What arrays, or shapes with shardings, take on each device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -24,11 +24,9 @@ from experiments.models import partitions
 
 @pytest.fixture
 def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight devices of two processes to count; `Mesh` takes any objects for devices as long as it
-    is only asked."""
+    """Eight devices to count; `Mesh` takes any objects for devices as long as it is only asked."""
     devices = [
-        SimpleNamespace(process_index=number // 4, platform="cpu", device_kind="cpu")
-        for number in range(8)
+        SimpleNamespace(process_index=0, platform="cpu", device_kind="cpu") for _ in range(8)
     ]
     monkeypatch.setattr(jax, "devices", lambda: devices)
     monkeypatch.setattr(meshes, "Mesh", lambda devices, axes: dict(zip(axes, devices.shape)))  # noqa: B905
@@ -42,6 +40,7 @@ def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         ("data:2,fsdp:2,tensor:2", (2, 2, 2)),
         (" tensor:2, fsdp:2 ,data:-1", (2, 2, 2)),
         ("fsdp:-1", (1, 8, 1)),
+        ("data:2", (2, 1, 1)),
     ],
 )
 @pytest.mark.usefixtures("eight_devices")
@@ -70,6 +69,8 @@ def test_sizes_that_do_not_fit(asked: str) -> None:
 
 @pytest.mark.usefixtures("eight_devices")
 def test_every_process_has_a_part() -> None:
+    for number, device in enumerate(jax.devices()):
+        device.process_index = number // 4
     with pytest.raises(RunError, match=r"mesh='data:4' leaves out process 1: .* first 4 of 8"):
         meshes.make("data:4")
 

@@ -55,6 +55,7 @@ def test_killed_between_two_writes(
     assert process.returncode == -signal.SIGKILL
     if kill == "commit":  # A manifest is written while the folder is made in the background.
         assert list((folder / "checkpoints").glob("5?*")), "the second checkpoint was not begun"
+    if kill != "config":
         assert not (folder / "checkpoints" / "5").exists()
     tiny_runs.train(folder)
     assert outcome(folder) == reference
