@@ -17,16 +17,6 @@ from experiments import config_keys, files, processes
 from experiments.errors import RunError
 from experiments.result import Data, versions
 
-# Keys that say where things are on a host.
-OF_A_HOST = (
-    "data.source",
-    "data.download",
-    "data.dir",
-    "data.tfds_dir",
-    "data_workers",
-    "compilation_cache",
-)
-
 # A file of another host may be seen late: NFS remembers for up to a minute what was not there.
 SEEN_AFTER_SECONDS = 90.0
 
@@ -50,7 +40,7 @@ def require_one_run(config: ConfigDict, workdir: Path) -> None:
         "the run", json.dumps({"config": mine, "rest": ours})
     )
     first = json.loads(of_the_first)
-    found = config_keys.differences(first["config"], mine, OF_A_HOST)
+    found = config_keys.differences(first["config"], mine, config_keys.OF_A_HOST)
     found |= {
         key: (first["rest"].get(key), value)
         for key, value in ours.items()

@@ -13,22 +13,27 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Keys that say where and how a run is carried out, not what it computes. Two runs that differ in
-# nothing else are the same experiment.
-OPERATIONAL = (
-    "name",
-    "workdir",
+# Keys that say where things are on a host.
+OF_A_HOST = (
     "data.source",
     "data.download",
     "data.dir",
     "data.tfds_dir",
     "data_workers",
+    "compilation_cache",
+)
+
+# Keys that say where and how a run is carried out, not what it computes. Two runs that differ in
+# nothing else are the same experiment.
+OPERATIONAL = (
+    "name",
+    "workdir",
+    *OF_A_HOST,
     "eval_batch_size",
     "steps_per_dispatch",
     "layout",
     "forms",
     "remat",
-    "compilation_cache",
     "profile_steps",
     "checkpoint_every_epochs",
     "keep_checkpoints",

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import mesh as meshes
+from experiments.data.example_order import shareable_batch
 from experiments.data.image_stream import ImageStream
 
 
@@ -87,8 +88,7 @@ def window_places(mesh: Mesh, size: int) -> Window:
 def held_out_size(stream: ImageStream, mesh: Mesh, eval_batch_size: int) -> int:
     """The size of the batches in which a stream is measured: `eval_batch_size` or all there is,
     and where it takes it a few more, so that every device gets as many."""
-    size = min(eval_batch_size, len(stream))
-    return size + -size % meshes.batch_parts(mesh)
+    return shareable_batch(min(eval_batch_size, len(stream)), meshes.batch_parts(mesh))
 
 
 def held_out_places(mesh: Mesh, size: int) -> HeldOut:

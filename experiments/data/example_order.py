@@ -54,6 +54,16 @@ def batch_indices(
     return permutation_batch(epoch_permutation(seed, epoch, n), i, batch_size)
 
 
+def shareable_batch(size: int, parts: int) -> int:
+    """The size of a batch to be measured: so many examples, or a few more, so that each of its
+    parts has as many.
+
+    >>> shareable_batch(500, 8), shareable_batch(512, 8)
+    (504, 512)
+    """
+    return size + -size % parts
+
+
 def padded_evaluation_indices(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """All examples in order, in batches of one size: every example is valid exactly once.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.data.example_order import padded_evaluation_indices
+from experiments.data.example_order import padded_evaluation_indices, shareable_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,7 @@ def over_batches(
       size: of a batch; with several devices it may be a few more.
       place: of the batches.
     """
-    size += -size % place.parts
-    indices, valid = padded_evaluation_indices(examples, size)
+    indices, valid = padded_evaluation_indices(examples, shareable_batch(size, place.parts))
     return jax.lax.map(
         lambda batch: measure(*place.put(batch)), (jnp.asarray(indices), jnp.asarray(valid))
     )
